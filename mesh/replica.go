@@ -1,0 +1,149 @@
+package mesh
+
+import (
+	"fmt"
+	"time"
+
+	"weave/mesh/gossip"
+	"weave/mesh/id"
+	"weave/mesh/state"
+	"weave/mesh/tunnel"
+)
+
+// tombstoneAge is how long a deletion is remembered for peers that missed it.
+const tombstoneAge = 10 * time.Minute
+
+// set publishes a record of our own, whose value makes sense. The caller holds
+// publish, not mu.
+func (n *Node) set(kind, key string, value []byte) error {
+	n.mu.Lock()
+	delta, err := n.records.Set(kind, key, value)
+	if delta != nil {
+		_ = n.apply(state.Change{Owner: n.cfg.Identity.ID, Kind: kind, Key: key, New: value})
+	}
+	n.mu.Unlock()
+	n.gossip.Broadcast(replicaRecords, delta)
+	return err
+}
+
+// remove takes a record of our own back, if there is one. The caller holds
+// publish, not mu.
+func (n *Node) remove(kind, key string) {
+	n.mu.Lock()
+	delta := n.records.Delete(kind, key, time.Now())
+	if delta != nil {
+		_ = n.apply(state.Change{Owner: n.cfg.Identity.ID, Kind: kind, Key: key})
+	}
+	n.mu.Unlock()
+	n.gossip.Broadcast(replicaRecords, delta)
+}
+
+// ErrGap is returned by a Replica that lacks what comes before a delta.
+var ErrGap = gossip.ErrGap
+
+// recordsReplica is the Node's own records as gossip sees them.
+type recordsReplica struct{ n *Node }
+
+// Digest implements Replica.
+func (r recordsReplica) Digest() []byte {
+	r.n.mu.Lock()
+	defer r.n.mu.Unlock()
+	return r.n.records.Digest()
+}
+
+// Missing implements Replica.
+func (r recordsReplica) Missing(digest []byte) []byte {
+	r.n.mu.Lock()
+	defer r.n.mu.Unlock()
+	delta, err := r.n.records.Missing(digest)
+	if err != nil {
+		r.n.log.WithError(err).Warn("a peer's digest makes no sense")
+	}
+	return delta
+}
+
+// Merge implements Replica. The tunnel learns what changed before mu is let
+// go, so that it never sees two changes in the wrong order.
+func (r recordsReplica) Merge(_ id.PeerID, delta []byte) error {
+	n := r.n
+	n.mu.Lock()
+	result, err := n.records.Merge(delta, time.Now())
+	var bad []error
+	for _, c := range result.Changes {
+		if err := n.apply(c); err != nil {
+			bad = append(bad, fmt.Errorf("%s %.64q of peer %s: %w", c.Kind, c.Key, c.Owner.Short(), err))
+		}
+	}
+	n.mu.Unlock()
+	if len(bad) > 0 {
+		n.log.WithField("count", len(bad)).WithError(bad[0]).Warn("peers published what makes no sense")
+	}
+	if result.Raised {
+		n.raise()
+	}
+	if err == nil && result.Gap {
+		return ErrGap
+	}
+	return err
+}
+
+// raise has announceAgain run, by tend: Merge must not wait for a Broadcast.
+func (n *Node) raise() {
+	select {
+	case n.raised <- struct{}{}:
+	default: // it will run anyway
+	}
+}
+
+// announceAgain tells all peers our records under the incarnation that Merge
+// raised: somebody knew a later run of ours than we do.
+func (n *Node) announceAgain() {
+	n.publish.Lock()
+	defer n.publish.Unlock()
+	n.mu.Lock()
+	incarnation, delta := n.records.Incarnation(), n.records.Announce()
+	n.mu.Unlock()
+	if err := putIncarnation(n.cfg.Store, incarnation); err != nil {
+		n.log.WithError(err).Error("the incarnation is not on disk: peers may ignore this host after its next start")
+	}
+	n.gossip.Broadcast(replicaRecords, delta)
+}
+
+// apply takes one changed record into the index, and tells the tunnel of it if
+// it concerns a segment of this host. The error is that the record makes no
+// sense; then it counts as deleted. The caller holds mu.
+func (n *Node) apply(c state.Change) error {
+	if n.index.isGone(c.Owner) && c.Kind != kindGone {
+		c.New = nil
+	}
+	switch c.Kind {
+	case kindSegment:
+		err := n.index.setSegment(c.Owner, c.Key, c.New)
+		if n.segments[c.Key] != nil {
+			n.tunnel.SetMembers(c.Key, n.index.members(c.Key, n.cfg.Identity.ID))
+		}
+		return err
+	case kindEndpoint:
+		return n.applyEndpoint(c)
+	case kindFree:
+		return n.index.setFree(c.Owner, c.Key, c.New)
+	case kindGone:
+		return n.applyGone(c)
+	}
+	return nil // of a later version
+}
+
+func (n *Node) applyEndpoint(c state.Change) error {
+	old, now, err := n.index.setEndpoint(c.Owner, c.Key, c.New)
+	if old != nil && (now == nil || old.Segment != now.Segment) {
+		n.tunnel.RemoveEndpoint(old.Segment, c.Owner, c.Key)
+	}
+	if now != nil {
+		n.tunnel.SetEndpoint(now.Segment, now.tunnel())
+	}
+	return err
+}
+
+func (e *OwnedEndpoint) tunnel() tunnel.Endpoint {
+	return tunnel.Endpoint{ID: e.ID, MAC: e.MAC, IPs: e.Addrs, Peer: e.Owner}
+}

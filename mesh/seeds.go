@@ -1,0 +1,242 @@
+package mesh
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"weave/mesh/id"
+)
+
+// bucketSeeds keeps the addresses that Connect was given, and who was met at
+// those of the configuration.
+const bucketSeeds = "seeds"
+
+// Bounds on what an operator may have us connect to.
+const (
+	maxSeeds     = 256
+	maxSeedAddrs = 8 // behind one name
+)
+
+// Seed is one address that the operator named, by WEAVE_PEERS or weave connect.
+type Seed struct {
+	Addr       string    // host:port as given
+	Configured bool      // it is in Config.Peers
+	Added      bool      // Connect was given it, in this run or before
+	Peer       id.PeerID // who was met there last, in this run or before; zero if nobody ever
+	Self       bool      // it is our own address
+	Error      string    // why the last try failed; empty if it did not
+	Tried      time.Time // zero before the first try of this run
+}
+
+// Met tells whether a peer of the cluster was ever met there.
+func (s Seed) Met() bool { return !s.Peer.IsZero() }
+
+// seedRecord is what is on disk of a Seed.
+type seedRecord struct {
+	Added bool      `json:"added,omitempty"`
+	Peer  id.PeerID `json:"peer,omitzero"`
+}
+
+// seeds is the list of the operator's addresses and what came of each. Its
+// methods are safe for concurrent use; tries are made by Node.
+type seeds struct {
+	store Store
+
+	mu   sync.Mutex
+	list []*Seed
+}
+
+// loadSeeds takes the configured addresses, adds those that Connect was given
+// in earlier runs, and forgets what is left of other configurations.
+func loadSeeds(store Store, configured []string) (*seeds, error) {
+	s := &seeds{store: store}
+	for _, addr := range configured {
+		if _, _, err := splitSeed(addr); err != nil {
+			return nil, err
+		}
+		s.get(addr).Configured = true
+	}
+	raw, err := store.Load(bucketSeeds)
+	if err != nil {
+		return nil, fmt.Errorf("load seeds: %w", err)
+	}
+	stale := map[string][]byte{}
+	for _, addr := range slices.Sorted(maps.Keys(raw)) {
+		var rec seedRecord
+		if err := json.Unmarshal(raw[addr], &rec); err != nil {
+			return nil, fmt.Errorf("state bucket %q, key %q: %w", bucketSeeds, addr, err)
+		}
+		if !rec.Added && s.find(addr) == nil {
+			stale[addr] = nil
+			continue
+		}
+		seed := s.get(addr)
+		seed.Added, seed.Peer = rec.Added, rec.Peer
+	}
+	if err := store.Apply(bucketSeeds, stale); err != nil {
+		return nil, fmt.Errorf("store seeds: %w", err)
+	}
+	return s, nil
+}
+
+// find returns the seed of an address, or nil. The caller holds mu.
+func (s *seeds) find(addr string) *Seed {
+	if i := slices.IndexFunc(s.list, func(x *Seed) bool { return x.Addr == addr }); i >= 0 {
+		return s.list[i]
+	}
+	return nil
+}
+
+// get returns the seed of an address, and makes it if need be. The caller holds
+// mu.
+func (s *seeds) get(addr string) *Seed {
+	seed := s.find(addr)
+	if seed == nil {
+		seed = &Seed{Addr: addr}
+		s.list = append(s.list, seed)
+	}
+	return seed
+}
+
+// save puts what must outlive the process on disk. The caller holds mu.
+func (s *seeds) save(seed Seed) error {
+	value := recordValue(seedRecord{seed.Added, seed.Peer})
+	if err := s.store.Apply(bucketSeeds, map[string][]byte{seed.Addr: value}); err != nil {
+		return fmt.Errorf("store peer address %s: %w", seed.Addr, err)
+	}
+	return nil
+}
+
+// add takes an address in, on disk before it returns.
+func (s *seeds) add(addr string) error {
+	if _, _, err := splitSeed(addr); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seed := Seed{Addr: addr}
+	switch known := s.find(addr); {
+	case known != nil && known.Added:
+		return nil
+	case known != nil:
+		seed = *known
+	case len(s.list) >= maxSeeds:
+		return fmt.Errorf("connect to %s: more than %d peer addresses", addr, maxSeeds)
+	}
+	seed.Added = true
+	if err := s.save(seed); err != nil {
+		return err
+	}
+	s.get(addr).Added = true
+	return nil
+}
+
+// forget undoes add, on disk before it returns. A configured address stays.
+func (s *seeds) forget(addr string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seed := s.find(addr)
+	if seed == nil {
+		return fmt.Errorf("forget peer address %s: %w", addr, ErrNoSeed)
+	}
+	if err := s.store.Apply(bucketSeeds, map[string][]byte{addr: nil}); err != nil {
+		return fmt.Errorf("forget peer address %s: %w", addr, err)
+	}
+	if seed.Configured {
+		seed.Added = false
+		return fmt.Errorf("forget peer address %s: %w", addr, ErrConfigured)
+	}
+	s.list = slices.DeleteFunc(s.list, func(x *Seed) bool { return x == seed })
+	return nil
+}
+
+func (s *seeds) snapshot() []Seed {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]Seed, len(s.list))
+	for i, x := range s.list {
+		out[i] = *x
+	}
+	return out
+}
+
+// unmet lists the addresses where no peer was ever met.
+func (s *seeds) unmet() []Seed {
+	return slices.DeleteFunc(s.snapshot(), func(x Seed) bool { return x.Met() || x.Self })
+}
+
+// failed notes a try that met nobody; self says that we met ourselves.
+func (s *seeds) failed(addr string, now time.Time, reason error, self bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seed := s.find(addr)
+	if seed == nil {
+		return // forgotten meanwhile
+	}
+	seed.Tried, seed.Self, seed.Error = now, self, ""
+	if !self {
+		seed.Error = reason.Error()
+	}
+}
+
+// met notes whom a try met. Its error is that of the disk: the note holds until
+// the next start all the same.
+func (s *seeds) met(addr string, now time.Time, p id.PeerID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seed := s.find(addr)
+	if seed == nil {
+		return nil
+	}
+	seed.Tried, seed.Self, seed.Error = now, false, ""
+	if seed.Peer == p {
+		return nil
+	}
+	seed.Peer = p
+	return s.save(*seed)
+}
+
+// splitSeed takes host:port apart.
+func splitSeed(addr string) (host string, port uint16, err error) {
+	host, text, err := net.SplitHostPort(addr)
+	if err != nil {
+		return "", 0, fmt.Errorf("peer address %.300q: %w", addr, err)
+	}
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 || host == "" {
+		return "", 0, fmt.Errorf("peer address %.300q: want host:port", addr)
+	}
+	return host, uint16(n), nil
+}
+
+// errNoAddress is for names that resolve to nothing.
+var errNoAddress = errors.New("the name has no address")
+
+// resolve returns the addresses behind host:port, in the resolver's order.
+func resolve(ctx context.Context, hostport string) ([]netip.AddrPort, error) {
+	host, port, err := splitSeed(hostport)
+	if err != nil {
+		return nil, err
+	}
+	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, fmt.Errorf("resolve %q: %w", host, err)
+	}
+	var out []netip.AddrPort
+	for _, ip := range ips[:min(len(ips), maxSeedAddrs)] {
+		out = append(out, netip.AddrPortFrom(ip.Unmap(), port))
+	}
+	if len(out) == 0 {
+		return nil, fmt.Errorf("resolve %q: %w", host, errNoAddress)
+	}
+	return out, nil
+}

@@ -1,0 +1,157 @@
+package state
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"weave/mesh/id"
+)
+
+// Merge takes in a delta. An error says that the delta, or the part of it that
+// belongs to one owner, was refused; the Result holds for the other parts. The
+// delta stays the caller's.
+func (t *Table) Merge(delta []byte, now time.Time) (Result, error) {
+	var res Result
+	blocks, err := decodeDelta(delta)
+	if err != nil {
+		return res, err
+	}
+	for i := range blocks {
+		if refused := t.apply(&blocks[i], now, &res); refused != nil && err == nil {
+			err = refused
+		}
+	}
+	return res, err
+}
+
+// apply takes in one owner's part of a delta.
+func (t *Table) apply(b *block, now time.Time, res *Result) error {
+	if b.owner == t.self {
+		res.Raised = t.outbid(b) || res.Raised
+		return nil
+	}
+	o := t.owners[b.owner]
+	var known uint64
+	switch {
+	case o == nil || b.incarnation > o.incarnation:
+		// A new run: nothing of it is known.
+	case b.incarnation < o.incarnation || b.version <= o.version:
+		return nil
+	default:
+		known = o.version
+	}
+	if b.base > known {
+		res.Gap = true
+		return nil
+	}
+	if o == nil && len(t.owners) >= MaxOwners {
+		return fmt.Errorf("merge records of peer %s: %w", b.owner.Short(), ErrFull)
+	}
+	if b.base == 0 {
+		return t.replace(b, now, res)
+	}
+	return o.extend(b, known, now, res)
+}
+
+// outbid answers a claim that we are further than we are: records of a run of
+// ours that we have forgotten. It reports whether our incarnation was raised.
+// A claim that cannot be outbid is ignored.
+func (t *Table) outbid(b *block) bool {
+	own := t.owners[t.self]
+	behind := b.incarnation > own.incarnation ||
+		b.incarnation == own.incarnation && b.version > own.version
+	if !behind || b.incarnation+1 >= MaxIncarnation {
+		return false
+	}
+	own.incarnation = b.incarnation + 1
+	return true
+}
+
+// replace puts a whole set in the place of what was known of an owner.
+func (t *Table) replace(b *block, now time.Time, res *Result) error {
+	o := &owner{
+		incarnation: b.incarnation, version: b.version, floor: b.floor,
+		records: make(map[name]record, len(b.changes)),
+	}
+	for _, c := range b.changes {
+		o.put(c.name, c.stored(now))
+	}
+	if o.size > MaxOwnerSize {
+		return fmt.Errorf("merge records of peer %s: %w", b.owner.Short(), ErrFull)
+	}
+	before := map[name]record{}
+	if old := t.owners[b.owner]; old != nil {
+		before = old.records
+	}
+	t.owners[b.owner] = o
+	note(res, b.owner, before, o.records)
+	return nil
+}
+
+// note adds the differences between two sets of one owner to the result: first
+// what has gone, by its old version, then what has come, by its new one.
+func note(res *Result, p id.PeerID, before, after map[name]record) {
+	var gone, come []change
+	for n, r := range before {
+		if now, kept := after[n]; !r.deleted() && (!kept || now.deleted()) {
+			gone = append(gone, change{n, r})
+		}
+	}
+	for n, r := range after {
+		if old := before[n]; !r.deleted() && (old.deleted() || !bytes.Equal(old.value, r.value)) {
+			come = append(come, change{n, r})
+		}
+	}
+	byVersion := func(x, y change) int { return cmp.Compare(x.version, y.version) }
+	slices.SortFunc(gone, byVersion)
+	slices.SortFunc(come, byVersion)
+	for _, c := range gone {
+		res.Changes = append(res.Changes, Change{p, c.kind, c.key, c.value, nil})
+	}
+	for _, c := range come {
+		res.Changes = append(res.Changes, Change{p, c.kind, c.key, before[c.name].value, c.value})
+	}
+}
+
+// extend adds the changes above the known version.
+func (o *owner) extend(b *block, known uint64, now time.Time, res *Result) error {
+	changes := b.changes
+	for len(changes) > 0 && changes[0].version <= known {
+		changes = changes[1:]
+	}
+	if !o.fits(changes) {
+		return fmt.Errorf("merge records of peer %s: %w", b.owner.Short(), ErrFull)
+	}
+	for _, c := range changes {
+		old := o.records[c.name]
+		r := c.stored(now)
+		o.put(c.name, r)
+		same := old.deleted() == r.deleted() && bytes.Equal(old.value, r.value)
+		if !same {
+			res.Changes = append(res.Changes, Change{b.owner, c.kind, c.key, old.value, r.value})
+		}
+	}
+	o.version = b.version
+	return nil
+}
+
+// fits tells whether the changes can be taken in without passing a limit.
+func (o *owner) fits(changes []change) bool {
+	size, count := o.size, len(o.records)
+	last := make(map[name]int, len(changes)) // size of what came so far
+	for _, c := range changes {
+		if held, again := last[c.name]; again {
+			size -= held
+		} else if old, known := o.records[c.name]; known {
+			size -= c.name.size(old.value)
+		} else {
+			count++
+		}
+		last[c.name] = c.name.size(c.value)
+		size += last[c.name]
+	}
+	return size <= MaxOwnerSize && count <= MaxRecords
+}

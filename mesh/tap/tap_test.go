@@ -1,0 +1,299 @@
+package tap
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weave/mesh/run"
+)
+
+const testMTU = 1390
+
+// open opens the device in ns; it is closed and removed when the test ends.
+func (ns namespace) open(t testing.TB, name string) *Device {
+	t.Helper()
+	var d *Device
+	ns.do(t, func() (err error) {
+		d, err = Open(Options{Name: name, MTU: testMTU})
+		return err
+	})
+	t.Cleanup(func() {
+		_ = d.Close() // the test may have done so
+		ns.do(t, func() error { return Remove(name) })
+	})
+	return d
+}
+
+func buffers(n int) (bufs [][]byte, sizes []int) {
+	for range n {
+		bufs = append(bufs, make([]byte, minBuffer))
+	}
+	return bufs, make([]int, n)
+}
+
+func TestNames(t *testing.T) {
+	for _, name := range []string{"", ".", "..", "sixteen-letters!", "a/b", "a b", "a:b", "tap%d", "a\x00b", "a\n"} {
+		if _, err := Open(Options{Name: name, MTU: testMTU}); !errors.Is(err, ErrName) {
+			t.Errorf("Open %q: %v", name, err)
+		}
+		if err := Remove(name); !errors.Is(err, ErrName) {
+			t.Errorf("Remove %q: %v", name, err)
+		}
+	}
+}
+
+func TestLink(t *testing.T) {
+	ns := newNamespace(t)
+	mac := net.HardwareAddr{2, 0, 0, 0, 0, 9}
+	ns.do(t, func() error {
+		d, err := Open(Options{Name: "wvt0", MTU: testMTU, MAC: mac})
+		if err != nil {
+			return err
+		}
+		if d.Name() != "wvt0" {
+			t.Errorf("name %q", d.Name())
+		}
+		if err := d.Close(); err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName("wvt0") // is persistent
+		if err != nil {
+			return err
+		}
+		a := link.Attrs()
+		if a.MTU != testMTU || a.TxQLen != txQueueLen || !bytes.Equal(a.HardwareAddr, mac) || a.Flags&net.FlagUp == 0 {
+			t.Errorf("link %+v", a)
+		}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		if err != nil || len(addrs) != 0 {
+			t.Errorf("addresses %v, %v", addrs, err)
+		}
+		if err := errors.Join(Remove("wvt0"), Remove("wvt0")); err != nil {
+			return err
+		}
+		if _, err := netlink.LinkByName("wvt0"); !errors.As(err, &netlink.LinkNotFoundError{}) {
+			t.Errorf("after Remove: %v", err)
+		}
+		return nil
+	})
+}
+
+// TestReadOnlySysctls: where /proc/sys cannot be written, the link still makes
+// up no IPv6 address.
+func TestReadOnlySysctls(t *testing.T) {
+	newNamespace(t).do(t, func() error {
+		err := errors.Join(
+			unix.Unshare(unix.CLONE_NEWNS),
+			unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""),
+			unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""),
+			unix.Mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""),
+		)
+		if err != nil {
+			return err
+		}
+		d, err := Open(Options{Name: "wvt0", MTU: testMTU})
+		if err != nil {
+			return err
+		}
+		link, err := netlink.LinkByName("wvt0")
+		if err != nil {
+			return err
+		}
+		addrs, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+		if err != nil || len(addrs) != 0 {
+			t.Errorf("addresses %v, %v", addrs, err)
+		}
+		return errors.Join(d.Close(), Remove("wvt0"))
+	})
+}
+
+func TestAttach(t *testing.T) {
+	ns := newNamespace(t)
+	first := ns.open(t, "wvt0")
+	ns.do(t, func() error {
+		if _, err := Open(Options{Name: "wvt0", MTU: testMTU}); !errors.Is(err, ErrBusy) {
+			t.Errorf("second Open: %v", err)
+		}
+		before, err := netlink.LinkByName("wvt0")
+		if err != nil {
+			return err
+		}
+		if err := first.Close(); err != nil {
+			return err
+		}
+		second, err := Open(Options{Name: "wvt0", MTU: testMTU + 10})
+		if err != nil {
+			return err
+		}
+		after, err := netlink.LinkByName("wvt0")
+		if err != nil {
+			return err
+		}
+		if before.Attrs().Index != after.Attrs().Index || after.Attrs().MTU != testMTU+10 {
+			t.Errorf("link %d became %d, MTU %d", before.Attrs().Index, after.Attrs().Index, after.Attrs().MTU)
+		}
+		return second.Close()
+	})
+}
+
+func TestOtherKindOfLink(t *testing.T) {
+	newNamespace(t).do(t, func() error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "wvt0"
+		if err := netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return err
+		}
+		if _, err := Open(Options{Name: "wvt0", MTU: testMTU}); !errors.Is(err, ErrNotTAP) {
+			t.Errorf("Open: %v", err)
+		}
+		if err := Remove("wvt0"); !errors.Is(err, ErrNotTAP) {
+			t.Errorf("Remove: %v", err)
+		}
+		return nil
+	})
+}
+
+// TestFailedOpenLeavesNothing: a link that could not be set up is gone.
+func TestFailedOpenLeavesNothing(t *testing.T) {
+	newNamespace(t).do(t, func() error {
+		if d, err := Open(Options{Name: "wvt0", MTU: 1 << 20}); err == nil {
+			t.Error("MTU of 1 MiB accepted")
+			return d.Close()
+		}
+		if _, err := netlink.LinkByName("wvt0"); !errors.As(err, &netlink.LinkNotFoundError{}) {
+			t.Errorf("link is there: %v", err)
+		}
+		return nil
+	})
+}
+
+func TestCloseUnblocks(t *testing.T) {
+	d := newNamespace(t).open(t, "wvt0")
+	bufs, sizes := buffers(1)
+	done := make(chan error)
+	go func() {
+		for {
+			if _, err := d.ReadBatch(bufs, sizes); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("ReadBatch: %v", err)
+	}
+	if err := d.Write(make([]byte, 100)); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Write: %v", err)
+	}
+}
+
+func TestRemoveUnblocks(t *testing.T) {
+	ns := newNamespace(t)
+	d := ns.open(t, "wvt0")
+	bufs, sizes := buffers(1)
+	done := make(chan error)
+	go func() {
+		for {
+			if _, err := d.ReadBatch(bufs, sizes); err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	ns.do(t, func() error { return Remove("wvt0") })
+	if err := <-done; !errors.Is(err, ErrGone) {
+		t.Errorf("ReadBatch: %v", err)
+	}
+	if _, err := d.ReadBatch(bufs, sizes); !errors.Is(err, ErrGone) {
+		t.Errorf("ReadBatch again: %v", err)
+	}
+	if err := d.Write(make([]byte, 100)); !errors.Is(err, ErrGone) {
+		t.Errorf("Write: %v", err)
+	}
+}
+
+func TestBadBuffersAndFrames(t *testing.T) {
+	d := newNamespace(t).open(t, "wvt0")
+	if n, err := d.ReadBatch(nil, nil); n != 0 || err != nil {
+		t.Errorf("no buffers: %d, %v", n, err)
+	}
+	if _, err := d.ReadBatch([][]byte{make([]byte, 2000)}, make([]int, 1)); !errors.Is(err, io.ErrShortBuffer) {
+		t.Errorf("short buffer: %v", err)
+	}
+	if err := d.Write(make([]byte, run.VnetHdrLen+5)); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("frame of 5 bytes: %v", err)
+	}
+	bad := make([]byte, run.VnetHdrLen+100)
+	run.Meta{NeedsCsum: true, CsumStart: 200}.EncodeVnet(bad)
+	if err := d.Write(bad); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("checksum outside the frame: %v", err)
+	}
+}
+
+func TestWriteWhileDown(t *testing.T) {
+	ns := newNamespace(t)
+	d := ns.open(t, "wvt0")
+	ns.do(t, func() error {
+		link, err := netlink.LinkByName("wvt0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetDown(link)
+	})
+	if err := d.Write(make([]byte, run.VnetHdrLen+60)); !errors.Is(err, unix.EIO) {
+		t.Errorf("Write: %v", err)
+	}
+}
+
+// TestFrames sends frames through the link's other side, a packet socket.
+func TestFrames(t *testing.T) {
+	ns := newNamespace(t)
+	d := ns.open(t, "wvt0")
+	frame := append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5}, bytes.Repeat([]byte{7}, 50)...)
+	ns.do(t, func() error {
+		link, err := netlink.LinkByName("wvt0")
+		if err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0)
+		if err != nil {
+			return err
+		}
+		for range 3 {
+			to := &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}
+			if err := unix.Sendto(fd, frame, 0, to); err != nil {
+				return err
+			}
+		}
+		return unix.Close(fd)
+	})
+	bufs, sizes := buffers(4)
+	n, err := d.ReadBatch(bufs, sizes)
+	if err != nil || n != 3 {
+		t.Fatalf("ReadBatch = %d, %v", n, err)
+	}
+	for i := range n {
+		if !bytes.Equal(bufs[i][run.VnetHdrLen:sizes[i]], frame) {
+			t.Errorf("frame %d: %x", i, bufs[i][:sizes[i]])
+		}
+	}
+	out := append(make([]byte, run.VnetHdrLen), frame...)
+	allocs := testing.AllocsPerRun(100, func() {
+		if err := d.Write(out); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if allocs != 0 {
+		t.Errorf("Write: %v allocations", allocs)
+	}
+}

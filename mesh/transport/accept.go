@@ -1,0 +1,174 @@
+package transport
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"weave/mesh/handshake"
+	"weave/mesh/id"
+	"weave/mesh/wire"
+)
+
+// inbound bounds and tracks the streams that others open.
+type inbound struct {
+	handlers sync.WaitGroup
+
+	mu       sync.Mutex // guards what follows
+	closed   bool
+	conns    map[net.Conn]netip.Addr // all that are open
+	halfOpen int                     // of these, how many are in handshake
+	bySite   map[netip.Addr]int      // the same, by address
+}
+
+func newInbound() *inbound {
+	return &inbound{conns: map[net.Conn]netip.Addr{}, bySite: map[netip.Addr]int{}}
+}
+
+// admit takes a new connection, unless that would be too many.
+func (in *inbound) admit(c net.Conn, from netip.Addr) bool {
+	from = site(from)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed || len(in.conns) >= maxStreams || in.halfOpen >= maxHalfOpen || in.bySite[from] >= maxHalfOpenOfOne {
+		return false
+	}
+	in.conns[c] = from
+	in.halfOpen++
+	in.bySite[from]++
+	in.handlers.Add(1)
+	return true
+}
+
+// opened ends a connection's handshake, well or badly.
+func (in *inbound) opened(c net.Conn, from netip.Addr) {
+	from = site(from)
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.halfOpen--
+	if in.bySite[from]--; in.bySite[from] == 0 {
+		delete(in.bySite, from)
+	}
+}
+
+func (in *inbound) forget(c net.Conn) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	delete(in.conns, c)
+}
+
+// close closes all that is open, and lets nothing in any more.
+func (in *inbound) close() {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	in.closed = true
+	for c := range in.conns {
+		_ = c.Close()
+	}
+}
+
+func (in *inbound) wait() { in.handlers.Wait() }
+
+// acceptRetry is the pause after a failure to accept, as for want of file
+// descriptors.
+const acceptRetry = 100 * time.Millisecond
+
+func (t *Transport) accept(ctx context.Context) error {
+	for {
+		c, err := t.tcp.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			t.log.WithError(err).Warn("cannot accept streams; trying again")
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptRetry):
+			}
+			continue
+		}
+		from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+		from = netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+		if !t.inbound.admit(c, from.Addr()) {
+			t.drops.add(dropBusy)
+			_ = c.Close()
+			continue
+		}
+		go t.serve(c, from)
+	}
+}
+
+// serve runs one inbound stream.
+func (t *Transport) serve(c net.Conn, from netip.AddrPort) {
+	defer t.inbound.handlers.Done()
+	s, peer, kind, err := t.acceptStream(c, from)
+	t.inbound.opened(c, from.Addr())
+	if err != nil {
+		t.log.WithField("addr", from).WithError(err).Debug("inbound stream failed")
+		t.inbound.forget(c)
+		_ = c.Close()
+		return
+	}
+	s.onClose = func() { t.inbound.forget(c) }
+	if t.cfg.Stream == nil {
+		t.drops.add(dropNoHandler)
+		_ = s.Close()
+		return
+	}
+	t.cfg.Stream(peer, kind, s)
+}
+
+// acceptStream is the responder's half of a stream's handshake.
+func (t *Transport) acceptStream(c net.Conn, from netip.AddrPort) (*stream, id.PeerID, wire.StreamKind, error) {
+	var peer id.PeerID
+	if err := c.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+		return nil, peer, 0, err
+	}
+	msg1, err := readMessage(c)
+	if err != nil {
+		return nil, peer, 0, err
+	}
+	cfg := handshake.Config{Identity: t.cfg.Identity, Keys: t.keys, Medium: handshake.Stream}
+	m, msg2, err := handshake.Respond(cfg, msg1, t.cfg.hello(from, t.port))
+	if err != nil {
+		t.rejectStream(c, from.Addr(), msg1, err)
+		return nil, peer, 0, err
+	}
+	if err := writeMessage(c, msg2); err != nil {
+		return nil, peer, 0, err
+	}
+	msg3, err := readMessage(c)
+	if err != nil {
+		return nil, peer, 0, err
+	}
+	res, err := m.Conclude(msg3)
+	if err != nil {
+		t.drops.add(dropHandshake)
+		return nil, peer, 0, err
+	}
+	s, err := newStream(c, &res.Send, &res.Receive, res.AES)
+	if err != nil {
+		return nil, peer, 0, err
+	}
+	var kind [1]byte
+	if _, err := io.ReadFull(s, kind[:]); err != nil {
+		return nil, peer, 0, err
+	}
+	return s, res.Peer, wire.StreamKind(kind[0]), c.SetDeadline(time.Time{})
+}
+
+func (t *Transport) rejectStream(c net.Conn, from netip.Addr, msg1 []byte, reason error) {
+	h, _ := wire.ParseHeader(msg1) // too short a message is never told why
+	b := handshake.Reject(h, reason)
+	if b == nil {
+		t.drops.add(dropHandshake)
+		return
+	}
+	t.drops.add(dropPassword)
+	t.refuse(from, false, reason)
+	_ = writeMessage(c, b)
+}

@@ -1,0 +1,52 @@
+package transport
+
+import "sync/atomic"
+
+// drop is a reason for dropping what arrived, or was to be sent.
+type drop int
+
+const (
+	dropMalformed drop = iota
+	dropVersion
+	dropUnknownSession
+	dropForged
+	dropReplay
+	dropPassword
+	dropRate
+	dropBusy
+	dropHandshake
+	dropNoHandler
+	dropSend
+	dropCount // how many there are
+)
+
+var dropNames = [dropCount]string{
+	dropMalformed:      "malformed",
+	dropVersion:        "other version",
+	dropUnknownSession: "unknown session",
+	dropForged:         "forged",
+	dropReplay:         "replayed",
+	dropPassword:       "wrong password",
+	dropRate:           "rate limit",
+	dropBusy:           "busy",
+	dropHandshake:      "handshake failed",
+	dropNoHandler:      "no handler",
+	dropSend:           "send failed",
+}
+
+// drops counts. Its methods are safe for concurrent use.
+type drops [dropCount]atomic.Uint64
+
+func (d *drops) add(reason drop) { d[reason].Add(1) }
+
+// Drops returns how many datagrams, items and inbound streams were dropped
+// since New, by reason; reasons that did not occur are left out.
+func (t *Transport) Drops() map[string]uint64 {
+	out := map[string]uint64{}
+	for reason, name := range dropNames {
+		if n := t.drops[reason].Load(); n > 0 {
+			out[name] = n
+		}
+	}
+	return out
+}

@@ -1,0 +1,141 @@
+package transport
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"weave/mesh/handshake"
+	"weave/mesh/id"
+	"weave/mesh/session"
+	"weave/mesh/wire"
+)
+
+// Link is the hot path to one peer: no lock, no allocation. It is safe for
+// concurrent use. While there is no session, Seal fails and asks for one. Ask
+// Transport for the Link anew rather than keep it for long: the bound on peers
+// may push a peer that is away out, and its Link is of no use then.
+type Link struct {
+	t  *Transport
+	id id.PeerID
+
+	current atomic.Pointer[entry]          // what Seal uses; nil: no session
+	path    atomic.Pointer[netip.AddrPort] // address in use; set before current
+	wanted  atomic.Bool                    // somebody has something to send
+
+	heard  atomic.Int64 // last authentic datagram; nanoseconds since epoch
+	pinged atomic.Int64 // the ping that waits for its pong; 0: none
+	rtt    atomic.Int64 // nanoseconds; 0: not measured
+
+	txDatagrams, txBytes atomic.Uint64 // bytes of UDP payload
+	rxDatagrams, rxBytes atomic.Uint64
+}
+
+// entry is one session in the table.
+type entry struct {
+	index   uint32
+	session *session.Session
+	link    *Link
+	hello   handshake.Hello
+	aes     bool
+	msg3    [handshake.MACLen]byte // responder: MAC of the message 3 it came from
+
+	confirmed atomic.Bool  // the other side has shown that it has the keys
+	heard     atomic.Int64 // last authentic datagram; nanoseconds since epoch
+}
+
+// Link returns the link to a peer, or nil if the peer is unknown.
+func (t *Transport) Link(p id.PeerID) *Link { return (*t.links.Load())[p] }
+
+// Seal seals one datagram in place: wire.HeaderLen bytes of room in front,
+// items, wire.TagLen bytes of room behind. Its error is ErrNoSession.
+func (l *Link) Seal(datagram []byte) error {
+	e := l.current.Load()
+	if e == nil {
+		l.want()
+		return ErrNoSession
+	}
+	err := e.session.Seal(datagram)
+	if err == session.ErrSpent {
+		l.want()
+		return ErrNoSession
+	}
+	return err
+}
+
+// Send sends sealed datagrams that stand one after the other in buf, each size
+// bytes long, the last maybe shorter, to the address in use. buf is free again
+// when it returns.
+func (l *Link) Send(buf []byte, size int) error {
+	if len(buf) == 0 || size <= 0 {
+		return nil
+	}
+	path := l.path.Load()
+	if path == nil {
+		return ErrNoSession
+	}
+	if err := l.t.conn.Write(buf, size, *path); err != nil {
+		l.t.drops.add(dropSend)
+		return err
+	}
+	l.txDatagrams.Add(uint64((len(buf) + size - 1) / size))
+	l.txBytes.Add(uint64(len(buf)))
+	return nil
+}
+
+// want asks control for a session, at once.
+func (l *Link) want() {
+	if !l.wanted.Swap(true) {
+		l.t.kick()
+	}
+}
+
+// transmit sends one item in one datagram.
+func (l *Link) transmit(kind wire.Kind, body []byte) error {
+	d := make([]byte, wire.HeaderLen, wire.HeaderLen+wire.ItemHeaderLen+len(body)+wire.TagLen)
+	d = wire.AppendItem(d, kind, body)
+	d = d[:len(d)+wire.TagLen]
+	if err := l.Seal(d); err != nil {
+		return err
+	}
+	return l.Send(d, len(d))
+}
+
+// silent reports whether the peer has left two pings and a bit unanswered.
+func (l *Link) silent(now time.Time) bool {
+	return l.t.since(now)-l.heard.Load() > int64(l.t.cfg.PingInterval)*5/2
+}
+
+// Send sends one item in a datagram of its own under the newest session. While
+// there is none it keeps the item, for as long as the bounds allow, and sends
+// it as soon as there is one. body is free again when it returns. Its errors
+// are ErrUnknownPeer, ErrTooBig, ErrQueueFull, and those of the socket.
+func (t *Transport) Send(p id.PeerID, kind wire.Kind, body []byte) error {
+	l := t.Link(p)
+	switch {
+	case l == nil:
+		return ErrUnknownPeer
+	case len(body) > MaxBody:
+		return ErrTooBig
+	}
+	err := l.transmit(kind, body)
+	if err != ErrNoSession {
+		return err
+	}
+	return t.enqueue(p, kind, body)
+}
+
+func (t *Transport) enqueue(p id.PeerID, kind wire.Kind, body []byte) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	peer := t.peers[p]
+	if peer == nil {
+		return ErrUnknownPeer
+	}
+	if peer.current.Load() != nil { // confirmed meanwhile
+		if err := peer.transmit(kind, body); err != ErrNoSession {
+			return err
+		}
+	}
+	return peer.queue.push(kind, body)
+}

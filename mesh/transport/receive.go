@@ -1,0 +1,252 @@
+package transport
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"weave/mesh/handshake"
+	"weave/mesh/session"
+	"weave/mesh/udp"
+	"weave/mesh/wire"
+)
+
+const (
+	batch     = 32
+	trainRoom = 64 << 10
+)
+
+// receiver is the state of the receive goroutine.
+type receiver struct {
+	t       *Transport
+	trains  []udp.Train
+	now     time.Time // of the batch
+	scratch [wire.HeaderLen + wire.ItemHeaderLen + maxPing + wire.TagLen]byte
+
+	handshakes *limiter // first messages with a right MAC
+	rejects    *limiter // rejections that we send
+	hints      *limiter // rejections that we get
+}
+
+// maxPing is the longest body of a ping that is answered.
+const maxPing = 64
+
+func newReceiver(t *Transport) *receiver {
+	r := &receiver{
+		t:          t,
+		trains:     make([]udp.Train, batch),
+		handshakes: newLimiter(2000, 100, 200),
+		rejects:    newLimiter(50, 2, 10),
+		hints:      newLimiter(50, 2, 10),
+	}
+	for i := range r.trains {
+		r.trains[i].Buf = make([]byte, trainRoom)
+	}
+	return r
+}
+
+// receive is the data path from the socket to the handlers, run to completion.
+func (t *Transport) receive(ctx context.Context) error {
+	r := newReceiver(t)
+	for {
+		n, err := t.conn.ReadBatch(r.trains)
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return fmt.Errorf("receive: %w", err)
+		}
+		r.now = time.Now()
+		for i := range r.trains[:n] {
+			r.train(&r.trains[i])
+		}
+		if t.cfg.Frames != nil {
+			t.cfg.Frames.Flush()
+		}
+	}
+}
+
+// train takes the datagrams of one train apart.
+func (r *receiver) train(tr *udp.Train) {
+	rest := tr.Buf
+	for len(rest) > 0 {
+		n := len(rest)
+		if tr.Size > 0 {
+			n = min(n, tr.Size)
+		}
+		r.datagram(rest[:n:n], tr.From)
+		rest = rest[n:]
+	}
+}
+
+func (r *receiver) datagram(d []byte, from netip.AddrPort) {
+	h, err := wire.ParseHeader(d)
+	if err != nil {
+		r.t.drops.add(dropMalformed)
+		return
+	}
+	switch h.Type {
+	case wire.TypeSealed:
+		r.sealed(h, d, from)
+	case wire.TypeHandshake1, wire.TypeHandshake2, wire.TypeHandshake3:
+		r.handshake(h, d, from)
+	case wire.TypeReject:
+		if !r.hints.allow(from.Addr(), r.now) {
+			r.t.drops.add(dropRate)
+			return
+		}
+		r.t.rejected(d, from)
+	default:
+		r.t.drops.add(dropMalformed)
+	}
+}
+
+// sealed opens one datagram and hands out its items.
+func (r *receiver) sealed(h wire.Header, d []byte, from netip.AddrPort) {
+	t := r.t
+	if h.Version != wire.Version {
+		t.drops.add(dropVersion)
+		return
+	}
+	e := t.table.get(h.Index)
+	if e == nil {
+		t.drops.add(dropUnknownSession)
+		return
+	}
+	size := len(d)
+	plain, err := e.session.Open(d)
+	if err != nil {
+		t.drops.add(openDrop(err))
+		return
+	}
+	l, now := e.link, t.since(r.now)
+	e.heard.Store(now)
+	l.heard.Store(now)
+	l.rxDatagrams.Add(1)
+	l.rxBytes.Add(uint64(size))
+	if !e.confirmed.Load() {
+		t.confirm(e, from, r.now)
+	} else if path := l.path.Load(); path == nil || *path != from {
+		l.roam(from)
+	}
+	r.items(l, h.Counter, plain)
+}
+
+// roam follows a peer to the address that its last authentic datagram is from.
+func (l *Link) roam(to netip.AddrPort) { l.path.Store(&to) }
+
+func openDrop(err error) drop {
+	switch err {
+	case session.ErrReplay:
+		return dropReplay
+	case session.ErrForged:
+		return dropForged
+	}
+	return dropMalformed
+}
+
+func (r *receiver) items(l *Link, counter uint64, plain []byte) {
+	for len(plain) > 0 {
+		kind, body, rest, err := wire.NextItem(plain)
+		if err != nil {
+			r.t.drops.add(dropMalformed)
+			return
+		}
+		r.item(l, counter, kind, body)
+		plain = rest
+	}
+}
+
+func (r *receiver) item(l *Link, counter uint64, kind wire.Kind, body []byte) {
+	t := r.t
+	switch kind {
+	case wire.KindFrame:
+		h, frame, err := wire.ParseFrame(body)
+		switch {
+		case err != nil:
+			t.drops.add(dropMalformed)
+		case t.cfg.Frames == nil:
+			t.drops.add(dropNoHandler)
+		default:
+			t.cfg.Frames.Receive(l.id, counter, h, frame)
+		}
+	case wire.KindKeepalive:
+	case wire.KindPing:
+		r.pong(l, body)
+	case wire.KindPong:
+		l.measured(body, r.t.since(time.Now()))
+	default:
+		if t.cfg.Packet == nil {
+			t.drops.add(dropNoHandler)
+			return
+		}
+		t.cfg.Packet(l.id, kind, body)
+	}
+}
+
+// pong answers a ping with its body.
+func (r *receiver) pong(l *Link, body []byte) {
+	if len(body) > maxPing {
+		r.t.drops.add(dropMalformed)
+		return
+	}
+	d := wire.AppendItem(r.scratch[:wire.HeaderLen], wire.KindPong, body)
+	d = d[:len(d)+wire.TagLen]
+	if l.Seal(d) == nil {
+		_ = l.Send(d, len(d)) // counted
+	}
+}
+
+// measured takes the pong of the latest ping; any other says nothing.
+func (l *Link) measured(body []byte, now int64) {
+	if len(body) != 8 {
+		return
+	}
+	at := int64(binary.BigEndian.Uint64(body))
+	if at != 0 && l.pinged.CompareAndSwap(at, 0) {
+		l.rtt.Store(max(now-at, 1))
+	}
+}
+
+// handshake passes on what costs Diffie-Hellman to control, if it is from
+// somebody who knows the password; strangers cost one MAC.
+func (r *receiver) handshake(h wire.Header, d []byte, from netip.AddrPort) {
+	t := r.t
+	if _, err := handshake.Verify(t.keys, d); err != nil {
+		r.reject(h, len(d), err, from)
+		return
+	}
+	if h.Type == wire.TypeHandshake1 && !r.handshakes.allow(from.Addr(), r.now) {
+		t.drops.add(dropRate)
+		return
+	}
+	select {
+	case t.jobs <- job{header: h, msg: bytes.Clone(d), from: from}:
+	default:
+		t.drops.add(dropBusy)
+	}
+}
+
+// reject tells a stranger why it is not let in, as long as that is cheap.
+func (r *receiver) reject(h wire.Header, size int, reason error, from netip.AddrPort) {
+	t := r.t
+	switch {
+	case errors.Is(reason, handshake.ErrPassword):
+		t.drops.add(dropPassword)
+	case errors.Is(reason, handshake.ErrVersion):
+		t.drops.add(dropVersion)
+	default:
+		t.drops.add(dropMalformed)
+	}
+	b := handshake.Reject(h, reason)
+	if b == nil || len(b) >= size || !r.rejects.allow(from.Addr(), r.now) {
+		return
+	}
+	t.refuse(from.Addr(), false, reason)
+	_ = t.write(b, from)
+}

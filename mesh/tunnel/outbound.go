@@ -1,0 +1,211 @@
+package tunnel
+
+import (
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"weave/mesh/fdb"
+	"weave/mesh/id"
+	"weave/mesh/neigh"
+	"weave/mesh/run"
+	"weave/mesh/wire"
+)
+
+const (
+	// batchFrames is how many frames are taken from the TAP at once: as many
+	// acknowledgements as share a datagram, and not more runs than the CPU's
+	// cache takes well.
+	batchFrames = 16
+	// maxTrains is to how many peers trains are kept at once. With more, as
+	// in a broadcast, the oldest one leaves early.
+	maxTrains = 8
+	// questionRate and questionBurst limit the requests per second for
+	// addresses that nobody announced, since each goes to all members.
+	questionRate  = 200
+	questionBurst = 200
+)
+
+// outbound is the way from a segment's TAP to the mesh. All of it is owned by
+// the segment's goroutine, but for the counters.
+type outbound struct {
+	seg      *segment
+	links    Links
+	clock    func() time.Time
+	maxFrame int // bytes of a piece of a run
+	limiter  *rate.Limiter
+
+	bufs  [batchFrames][]byte
+	sizes [batchFrames]int
+
+	splitter run.Splitter
+	trains   [maxTrains]*train // made when first needed
+	active   int               // how many of them are in use in this batch
+	oldest   int               // which of them leaves next
+	packed   int               // bytes of a datagram that small frames fill
+
+	reply    [run.VnetHdrLen + neigh.MaxFrame]byte
+	counters counters
+	answered atomic.Uint64
+}
+
+func (o *outbound) init(s *segment, cfg Config, mtu int) {
+	o.seg, o.links, o.clock = s, cfg.Links, cfg.Clock
+	o.maxFrame = mtu + ethernetLen + vlanLen
+	o.packed = wire.Overhead + mtu + ethernetLen
+	o.limiter = rate.NewLimiter(questionRate, questionBurst)
+	const size = run.VnetHdrLen + run.MaxFrame
+	backing := make([]byte, batchFrames*size)
+	for i := range o.bufs {
+		o.bufs[i] = backing[i*size : (i+1)*size : (i+1)*size]
+	}
+}
+
+// turn does step 1, and the others for each frame that was read.
+func (o *outbound) turn() error {
+	n, err := o.seg.device.ReadBatch(o.bufs[:], o.sizes[:])
+	if err != nil {
+		return err
+	}
+	now := o.clock()
+	for i := range n {
+		o.frame(o.bufs[i][:o.sizes[i]], now)
+	}
+	o.sendAll()
+	return nil
+}
+
+// frame takes one frame as far as it goes. It may be a run.
+func (o *outbound) frame(vnetFrame []byte, now time.Time) {
+	meta, err := run.DecodeVnet(vnetFrame)
+	if err != nil {
+		o.counters.drop(dropMalformed, 1)
+		return
+	}
+	frame := vnetFrame[run.VnetHdrLen:]
+	to, source, ok := parseEthernet(frame)
+	if !ok {
+		o.counters.drop(dropMalformed, 1)
+		return
+	}
+	if !o.seg.admit(source, fdb.Here(), now) { // 2.
+		o.counters.drop(dropSpoofed, 1)
+		return
+	}
+	if o.question(frame, to, now) { // 3.
+		return
+	}
+	o.forward(frame, meta, to, now) // 4.
+}
+
+// question is step 3. It reports whether the frame's way ends here: as a
+// question that is answered at once or by a container here, or as rubbish.
+func (o *outbound) question(frame []byte, to fdb.MAC, now time.Time) (done bool) {
+	q, err := neigh.Parse(frame)
+	if err != nil {
+		o.counters.drop(dropMalformed, 1)
+		return true
+	}
+	if q.Op == neigh.None {
+		return false
+	}
+	o.seg.mu.RLock()
+	owner, at, known := o.seg.table.LookupIP(q.Target)
+	o.seg.mu.RUnlock()
+	switch {
+	case !known && to.Multicast() && !o.limiter.AllowN(now, 1):
+		o.counters.drop(dropRate, 1)
+		return true
+	case !known:
+		return false
+	case q.Op == neigh.Probe && (at.Local || q.Target.Is4()):
+		return false // whoever has the address is to hear of it
+	case at.Local:
+		return true
+	}
+	o.seg.inject(q.AppendReply(o.reply[:run.VnetHdrLen], owner))
+	o.answered.Add(1)
+	return true
+}
+
+// forward is step 4. Frames for containers here have been delivered by the
+// bridge. Nothing is flooded: who is not known is not there.
+func (o *outbound) forward(frame []byte, meta run.Meta, to fdb.MAC, now time.Time) {
+	if to.Multicast() {
+		for _, p := range o.seg.members.Load().list {
+			o.emit(p, frame, meta)
+		}
+		return
+	}
+	at, known := o.seg.lookup(to, now)
+	switch {
+	case !known:
+		o.counters.drop(dropUnknown, 1)
+	case !at.Local:
+		o.emit(at.Peer, frame, meta)
+	}
+}
+
+// emit is step 5. A piece of a run has a datagram for itself, which makes them
+// equal in size, and consecutive; other frames share one while there is room.
+func (o *outbound) emit(p id.PeerID, frame []byte, meta run.Meta) {
+	t := o.train(p)
+	if t == nil {
+		o.counters.drop(dropNoPath, 1)
+		return
+	}
+	pieces, err := o.splitter.Reset(frame, meta, o.maxFrame)
+	if err != nil {
+		o.counters.drop(dropMalformed, 1)
+		return
+	}
+	for n := o.splitter.NextLen(); n > 0; n = o.splitter.NextLen() {
+		if wire.Overhead+n > trainBytes {
+			o.counters.drop(dropTooBig, 1)
+			return
+		}
+		n, h, _ := o.splitter.Next(t.room(n, pieces > 1))
+		h.Segment = o.seg.id
+		t.add(h, n)
+	}
+}
+
+// train returns the train to a peer, or nil if there is no way to it.
+func (o *outbound) train(p id.PeerID) *train {
+	for _, t := range o.trains[:o.active] {
+		if t.peer == p {
+			return t
+		}
+	}
+	link := o.links.Link(p)
+	if link == nil {
+		return nil
+	}
+	t := o.freeTrain()
+	t.peer, t.link = p, link
+	return t
+}
+
+func (o *outbound) freeTrain() *train {
+	if o.active == maxTrains {
+		t := o.trains[o.oldest]
+		o.oldest = (o.oldest + 1) % maxTrains
+		t.send()
+		return t
+	}
+	if o.trains[o.active] == nil {
+		o.trains[o.active] = newTrain(o.packed, &o.counters)
+	}
+	o.active++
+	return o.trains[o.active-1]
+}
+
+// sendAll ends a batch: nothing waits for more.
+func (o *outbound) sendAll() {
+	for _, t := range o.trains[:o.active] {
+		t.send()
+		t.link = nil
+	}
+	o.active, o.oldest = 0, 0
+}

@@ -1,0 +1,150 @@
+package tunnel
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/cpu"
+
+	"weave/mesh/fdb"
+	"weave/mesh/id"
+	"weave/mesh/neigh"
+	"weave/mesh/run"
+	"weave/mesh/wire"
+)
+
+// segment is one segment that this host is on: what both directions share.
+type segment struct {
+	// Set once and never changed.
+	id        wire.SegmentID
+	noUDPRuns bool
+	device    Device
+	log       *logrus.Entry
+	done      chan struct{} // closed when run ends
+
+	members  atomic.Pointer[members]
+	stopping atomic.Bool
+	failure  atomic.Pointer[error] // why reading from the device ended
+
+	mu    sync.RWMutex
+	table *fdb.Table // guarded by mu
+
+	out outbound // owned by run
+	_   cpu.CacheLinePad
+
+	in        counters // by the way from the mesh
+	strangers atomic.Uint64
+}
+
+// members are the other peers that have a segment; never changed.
+type members struct {
+	list []id.PeerID
+	set  map[id.PeerID]struct{}
+	self id.PeerID
+}
+
+func newSegment(cfg Config, seg Segment) *segment {
+	s := &segment{
+		id:        seg.ID,
+		noUDPRuns: !seg.Device.USO(),
+		device:    seg.Device,
+		log:       cfg.Log.WithField("segment", seg.Key),
+		done:      make(chan struct{}),
+		table:     fdb.New(),
+	}
+	s.members.Store(&members{self: cfg.Self})
+	s.out.init(s, cfg, seg.MTU)
+	return s
+}
+
+// run carries frames from the device to the mesh until the device is closed.
+func (s *segment) run() {
+	defer close(s.done)
+	for {
+		err := s.out.turn()
+		if err == nil {
+			continue
+		}
+		if !s.stopping.Load() {
+			s.failure.Store(&err)
+			s.log.WithError(err).Error("reading from the TAP failed: the segment sends nothing any more")
+		}
+		return
+	}
+}
+
+// stop closes the device, which ends run, and waits for that.
+func (s *segment) stop() error {
+	s.stopping.Store(true)
+	err := s.device.Close()
+	<-s.done
+	return err
+}
+
+func (s *segment) setMembers(peers []id.PeerID) {
+	self := s.members.Load().self
+	m := &members{self: self, set: make(map[id.PeerID]struct{}, len(peers))}
+	for _, p := range peers {
+		if _, twice := m.set[p]; p != self && !twice {
+			m.set[p] = struct{}{}
+			m.list = append(m.list, p)
+		}
+	}
+	s.members.Store(m)
+}
+
+func (m *members) has(p id.PeerID) bool {
+	_, ok := m.set[p]
+	return ok
+}
+
+func (s *segment) setEndpoint(e fdb.Endpoint) {
+	s.mu.Lock()
+	changed := s.table.Set(e)
+	s.mu.Unlock()
+	s.heal(changed)
+}
+
+func (s *segment) removeEndpoint(at fdb.Place, endpointID string) {
+	s.mu.Lock()
+	changed := s.table.Remove(at, endpointID)
+	s.mu.Unlock()
+	s.heal(changed)
+}
+
+// heal tells the containers here about addresses that moved to another MAC.
+func (s *segment) heal(changed []fdb.Binding) {
+	for _, b := range changed {
+		s.inject(neigh.AppendAnnouncement(make([]byte, run.VnetHdrLen), b.MAC, b.Addr))
+	}
+}
+
+// inject writes a frame of our own making to the device. The virtio-net header
+// in front of it is all zero: nothing is left to the kernel.
+func (s *segment) inject(vnetFrame []byte) {
+	if err := s.device.Write(vnetFrame); err != nil {
+		s.in.drop(dropWrite, 1)
+	}
+}
+
+// admit reports whether a frame with this source may come from a place, and
+// remembers the address if no endpoint announced it.
+func (s *segment) admit(source fdb.MAC, from fdb.Place, now time.Time) bool {
+	s.mu.RLock()
+	verdict := s.table.Check(source, from, now)
+	s.mu.RUnlock()
+	if verdict == fdb.Unseen {
+		s.mu.Lock()
+		verdict = s.table.Learn(source, from, now)
+		s.mu.Unlock()
+	}
+	return verdict == fdb.Accept
+}
+
+func (s *segment) lookup(to fdb.MAC, now time.Time) (fdb.Place, bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.table.Lookup(to, now)
+}

@@ -1,0 +1,184 @@
+// Package wire lays out what crosses the underlay: the header of a datagram,
+// and the items inside a sealed one. It parses hostile bytes and does no IO
+// and no cryptography.
+//
+// Every datagram starts with a header of 16 bytes, integers big-endian:
+//
+//	 0       1         2          4                 8                  16
+//	+-------+---------+----------+-----------------+------------------+
+//	| type  | version | reserved | receiver index  | counter          |
+//	+-------+---------+----------+-----------------+------------------+
+//
+// In a datagram of type TypeSealed the header is followed by ciphertext and a
+// tag of 16 bytes; the header is authenticated with it. The plaintext is a
+// sequence of items:
+//
+//	 0      1          3
+//	+------+----------+-----------+
+//	| kind | length   | body ...  |
+//	+------+----------+-----------+
+//
+// An item of KindFrame carries one Ethernet frame, or one piece of a run:
+//
+//	 0                 8       9        10          11       12
+//	+-----------------+-------+--------+-----------+--------+-----------+
+//	| segment         | flags | hdrlen | csumstart | csumof | frame ... |
+//	+-----------------+-------+--------+-----------+--------+-----------+
+package wire
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+)
+
+// Version is the protocol version in every header.
+const Version = 1
+
+// Sizes in bytes.
+const (
+	HeaderLen      = 16
+	TagLen         = 16
+	ItemHeaderLen  = 3
+	FrameHeaderLen = 12
+	// Overhead is what a sealed datagram with one frame adds to that frame.
+	Overhead = HeaderLen + ItemHeaderLen + FrameHeaderLen + TagLen
+	// TunnelOverhead is what the MTU of a segment must stay below the MTU of
+	// the underlay: Overhead, the inner Ethernet header, and the outer UDP and
+	// IPv6 headers, rounded up to 110.
+	TunnelOverhead = 110
+)
+
+// Type tells what a datagram is.
+type Type uint8
+
+// Types of datagrams. The handshake's are numbered by its messages.
+const (
+	TypeHandshake1 Type = 1
+	TypeHandshake2 Type = 2
+	TypeHandshake3 Type = 3
+	TypeReject     Type = 4
+	TypeSealed     Type = 5
+)
+
+// Header is the clear part of a datagram.
+type Header struct {
+	Type    Type
+	Version uint8
+	Index   uint32 // the receiver's number for the session or handshake
+	Counter uint64
+}
+
+// ErrShort is returned for input that ends before it should.
+var ErrShort = errors.New("wire: short input")
+
+// Put writes h to the first HeaderLen bytes of b.
+func (h Header) Put(b []byte) {
+	_ = b[HeaderLen-1]
+	b[0], b[1], b[2], b[3] = byte(h.Type), h.Version, 0, 0
+	binary.BigEndian.PutUint32(b[4:], h.Index)
+	binary.BigEndian.PutUint64(b[8:], h.Counter)
+}
+
+// ParseHeader reads the header of a datagram. It does not judge the version.
+func ParseHeader(b []byte) (Header, error) {
+	if len(b) < HeaderLen {
+		return Header{}, ErrShort
+	}
+	return Header{
+		Type:    Type(b[0]),
+		Version: b[1],
+		Index:   binary.BigEndian.Uint32(b[4:]),
+		Counter: binary.BigEndian.Uint64(b[8:]),
+	}, nil
+}
+
+// Kind tells what an item is.
+type Kind uint8
+
+// Kinds of items.
+const (
+	KindKeepalive Kind = 1 // empty: shows that the session works
+	KindFrame     Kind = 2 // FrameHeader and frame
+	KindGossip    Kind = 3 // one packet of memberlist
+	KindPing      Kind = 4 // opaque body, returned in a KindPong
+	KindPong      Kind = 5
+	KindRecords   Kind = 6 // delta of a replica, pushed to peers at once
+)
+
+// AppendItem appends an item to dst. The body may be at most 65535 bytes.
+func AppendItem(dst []byte, kind Kind, body []byte) []byte {
+	dst = append(dst, byte(kind), byte(len(body)>>8), byte(len(body)))
+	return append(dst, body...)
+}
+
+// NextItem takes the first item off b. The body and the rest alias b.
+func NextItem(b []byte) (kind Kind, body, rest []byte, err error) {
+	if len(b) < ItemHeaderLen {
+		return 0, nil, nil, ErrShort
+	}
+	n := int(binary.BigEndian.Uint16(b[1:]))
+	if len(b) < ItemHeaderLen+n {
+		return 0, nil, nil, ErrShort
+	}
+	return Kind(b[0]), b[ItemHeaderLen : ItemHeaderLen+n], b[ItemHeaderLen+n:], nil
+}
+
+// SegmentID tells segments apart on the wire: the first eight bytes of the
+// SHA-256 of the segment's key, so that no two hosts can disagree about it.
+type SegmentID uint64
+
+func (s SegmentID) String() string { return fmt.Sprintf("%016x", uint64(s)) }
+
+// FrameFlags describe a frame's offload state and its place in a run.
+type FrameFlags uint8
+
+// Flags of a frame.
+const (
+	FlagNeedsCsum FrameFlags = 1 << iota // checksum at csumstart+csumof is unfinished (virtio VIRTIO_NET_HDR_F_NEEDS_CSUM)
+	FlagTCP                              // piece of a TCP run (v4 or v6 by the frame's EtherType)
+	FlagUDP                              // piece of a UDP run
+	FlagMore                             // another piece of this run follows in the next datagram
+	FlagContinues                        // follows directly on the piece before, in the datagram before
+	FlagCsumValid                        // checksums were verified by the sender's kernel (VIRTIO_NET_HDR_F_DATA_VALID)
+)
+
+// FrameHeader precedes the frame in an item of KindFrame.
+type FrameHeader struct {
+	Segment    SegmentID
+	Flags      FrameFlags
+	HdrLen     uint8 // length of the headers up to the payload, for pieces of a run
+	CsumStart  uint8
+	CsumOffset uint8
+}
+
+// Put writes h to the first FrameHeaderLen bytes of b.
+func (h FrameHeader) Put(b []byte) {
+	_ = b[FrameHeaderLen-1]
+	binary.BigEndian.PutUint64(b, uint64(h.Segment))
+	b[8], b[9], b[10], b[11] = byte(h.Flags), h.HdrLen, h.CsumStart, h.CsumOffset
+}
+
+// ParseFrame reads the body of an item of KindFrame. The frame aliases body.
+func ParseFrame(body []byte) (FrameHeader, []byte, error) {
+	if len(body) < FrameHeaderLen {
+		return FrameHeader{}, nil, ErrShort
+	}
+	return FrameHeader{
+		Segment:    SegmentID(binary.BigEndian.Uint64(body)),
+		Flags:      FrameFlags(body[8]),
+		HdrLen:     body[9],
+		CsumStart:  body[10],
+		CsumOffset: body[11],
+	}, body[FrameHeaderLen:], nil
+}
+
+// StreamKind is the first byte of a sealed stream: what it is for.
+type StreamKind uint8
+
+// Kinds of streams.
+const (
+	StreamGossip StreamKind = 1 // memberlist's push/pull
+	StreamSync   StreamKind = 2 // the missing parts of a replica
+	StreamAsk    StreamKind = 3 // one request to a peer's allocator, one answer
+)

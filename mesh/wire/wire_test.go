@@ -1,0 +1,162 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// The layout on the wire, byte by byte: a change here is a new Version.
+func TestGolden(t *testing.T) {
+	header := make([]byte, HeaderLen)
+	Header{Type: TypeSealed, Version: Version, Index: 0x01020304, Counter: 0x1112131415161718}.Put(header)
+	frame := make([]byte, FrameHeaderLen)
+	FrameHeader{Segment: 0xa1a2a3a4a5a6a7a8, Flags: FlagTCP | FlagMore, HdrLen: 54, CsumStart: 34, CsumOffset: 16}.Put(frame)
+	for name, tt := range map[string]struct {
+		got  []byte
+		want string
+	}{
+		"header": {header, "05010000010203041112131415161718"},
+		"frame":  {frame, "a1a2a3a4a5a6a7a80a362210"},
+		"item":   {AppendItem([]byte{0xff}, KindPing, []byte{7, 8}), "ff0400020708"},
+		"empty":  {AppendItem(nil, KindKeepalive, nil), "010000"},
+	} {
+		if got := hex.EncodeToString(tt.got); got != tt.want {
+			t.Errorf("%s: %s, want %s", name, got, tt.want)
+		}
+	}
+	if FlagNeedsCsum != 1 || FlagUDP != 4 || FlagContinues != 16 || FlagCsumValid != 32 {
+		t.Error("flags moved")
+	}
+	if SegmentID(0xab).String() != "00000000000000ab" {
+		t.Error("segment's text form")
+	}
+	if Overhead != 47 || Overhead+14+8+40 > TunnelOverhead {
+		t.Errorf("overhead %d", Overhead)
+	}
+}
+
+func TestHeaderRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := Header{
+			Type:    Type(rapid.Byte().Draw(t, "type")),
+			Version: rapid.Byte().Draw(t, "version"),
+			Index:   rapid.Uint32().Draw(t, "index"),
+			Counter: rapid.Uint64().Draw(t, "counter"),
+		}
+		b := bytes.Repeat([]byte{0xee}, HeaderLen+1)
+		h.Put(b)
+		got, err := ParseHeader(b)
+		if err != nil || got != h || b[HeaderLen] != 0xee {
+			t.Fatalf("%+v became %+v, %v", h, got, err)
+		}
+	})
+}
+
+func TestFrameRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := FrameHeader{
+			Segment:    SegmentID(rapid.Uint64().Draw(t, "segment")),
+			Flags:      FrameFlags(rapid.Byte().Draw(t, "flags")),
+			HdrLen:     rapid.Byte().Draw(t, "hdrlen"),
+			CsumStart:  rapid.Byte().Draw(t, "start"),
+			CsumOffset: rapid.Byte().Draw(t, "offset"),
+		}
+		frame := rapid.SliceOf(rapid.Byte()).Draw(t, "frame")
+		b := make([]byte, FrameHeaderLen)
+		h.Put(b)
+		got, rest, err := ParseFrame(append(b, frame...))
+		if err != nil || got != h || !bytes.Equal(rest, frame) {
+			t.Fatalf("%+v became %+v, %v", h, got, err)
+		}
+	})
+}
+
+func TestItems(t *testing.T) {
+	type item struct {
+		kind Kind
+		body []byte
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		items := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) item {
+			return item{
+				Kind(rapid.Byte().Draw(t, "kind")),
+				rapid.SliceOfN(rapid.Byte(), 0, 100).Draw(t, "body"),
+			}
+		}), 1, 10).Draw(t, "items")
+		var b []byte
+		for _, i := range items {
+			b = AppendItem(b, i.kind, i.body)
+		}
+		whole := b
+		for _, want := range items {
+			kind, body, rest, err := NextItem(b)
+			if err != nil || kind != want.kind || !bytes.Equal(body, want.body) {
+				t.Fatalf("got %d %x %v, want %d %x", kind, body, err, want.kind, want.body)
+			}
+			b = rest
+		}
+		if len(b) != 0 {
+			t.Fatalf("%d bytes left", len(b))
+		}
+		last := items[len(items)-1]
+		start := len(whole) - ItemHeaderLen - len(last.body)
+		for end := start; end < len(whole); end++ {
+			if _, _, _, err := NextItem(whole[start:end]); !errors.Is(err, ErrShort) {
+				t.Fatalf("cut item: %v", err)
+			}
+		}
+	})
+}
+
+func TestLongestItem(t *testing.T) {
+	b := AppendItem(nil, KindGossip, make([]byte, 65535))
+	if _, body, rest, err := NextItem(b); err != nil || len(body) != 65535 || len(rest) != 0 {
+		t.Fatal(len(body), len(rest), err)
+	}
+}
+
+func TestShort(t *testing.T) {
+	for n := range HeaderLen {
+		if _, err := ParseHeader(make([]byte, n)); !errors.Is(err, ErrShort) {
+			t.Errorf("header of %d: %v", n, err)
+		}
+	}
+	for n := range FrameHeaderLen {
+		if _, _, err := ParseFrame(make([]byte, n)); !errors.Is(err, ErrShort) {
+			t.Errorf("frame of %d: %v", n, err)
+		}
+	}
+}
+
+func FuzzDatagram(f *testing.F) {
+	frame := make([]byte, FrameHeaderLen+3)
+	f.Add(AppendItem(AppendItem(nil, KindFrame, frame), KindPing, []byte("x")))
+	f.Add([]byte{2, 0xff, 0xff, 0})
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _ = ParseHeader(b)
+		taken := 0
+		for rest := b; len(rest) > 0; {
+			kind, body, next, err := NextItem(rest)
+			if err != nil {
+				break
+			}
+			taken += ItemHeaderLen + len(body)
+			if !bytes.Equal(AppendItem(nil, kind, body), b[taken-ItemHeaderLen-len(body):taken]) {
+				t.Fatal("item does not write back to what it was read from")
+			}
+			if h, fr, err := ParseFrame(body); kind == KindFrame && err == nil {
+				again := make([]byte, FrameHeaderLen)
+				h.Put(again)
+				if !bytes.Equal(append(again, fr...), body) {
+					t.Fatal("frame does not write back")
+				}
+			}
+			rest = next
+		}
+	})
+}
