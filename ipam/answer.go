@@ -1,0 +1,313 @@
+package ipam
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"weave/ipam/ring"
+	"weave/ipam/space"
+)
+
+// Bounds on what peers may make this one remember.
+const (
+	maxHolders = 1 << 12
+	maxHold    = 64 // bytes
+	maxBallot  = 1 << 62
+)
+
+// Answer serves a request of another peer's Allocator. The error is for bytes
+// that are no request; a refusal is an answer.
+func (a *Allocator) Answer(ctx context.Context, from ring.Peer, b []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	var req request
+	if err := decode(b, maxMessage, &req); err != nil {
+		return nil, fmt.Errorf("peer %s: %w", from, err)
+	}
+	if err := req.check(); err != nil {
+		return nil, fmt.Errorf("peer %s: %w", from, err)
+	}
+	return encode(a.serve(ctx, from, req)), nil
+}
+
+func (r request) check() error {
+	switch {
+	case r.Decree != nil:
+		return r.Decree.check()
+	case r.Op == opRings:
+		return nil
+	case r.Ring != nil && r.Ring.Pool != r.Pool:
+		return fmt.Errorf("ring of pool %s in a request about %s: %w", r.Ring.Pool, r.Pool, ErrInvalid)
+	case len(r.Addrs) > maxClaims || len(r.Former) > maxFormer:
+		return fmt.Errorf("%d addresses, %d former names: %w", len(r.Addrs), len(r.Former), ErrInvalid)
+	}
+	return checkPrefix(r.Pool)
+}
+
+// serve learns what the request tells, and does what it asks.
+func (a *Allocator) serve(ctx context.Context, from ring.Peer, req request) answer {
+	if from != a.cfg.Self {
+		g := gossip{Removed: req.Removed}
+		if req.Ring != nil {
+			g.Rings = []ring.Chunk{*req.Ring}
+		}
+		if err := a.learn(from, g); err != nil {
+			return failed(err)
+		}
+	}
+	switch {
+	case req.Op == opRings:
+		return answer{Gossip: a.missing(req.Digest, maxMessage/2)}
+	case req.Op == opInherit && req.Decree != nil:
+		return a.serveInherit(ctx, *req.Decree)
+	case req.Decree != nil:
+		return a.serveRemoval(from, req)
+	}
+	return a.servePool(from, req)
+}
+
+// servePool serves what is about a pool, and adds its ring.
+func (a *Allocator) servePool(from ring.Peer, req request) answer {
+	held := a.heldBy(from, req)
+	defer a.flush()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p, err := a.poolOf(req.Pool)
+	if err != nil {
+		return failed(err)
+	}
+	ans := a.serveLocked(p, from, req, held)
+	ans.Ring = p.chunk()
+	return ans
+}
+
+// heldBy looks up, before a.mu is taken, which of the addresses in question are
+// with containers of other hosts than the asker's: none of them may be given.
+func (a *Allocator) heldBy(from ring.Peer, req request) map[netip.Addr]ring.Peer {
+	var held map[netip.Addr]ring.Peer
+	switch req.Op {
+	case opSpace:
+		held = maps.Clone(a.holders(req.Pool))
+	case opClaim, opReserve:
+		held = map[netip.Addr]ring.Peer{}
+		for _, addr := range append(slices.Clip(req.Addrs), req.Addr) {
+			if holder, ok := a.heldElsewhere(req.Pool, addr); ok && addr.IsValid() {
+				held[addr] = holder
+			}
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	maps.DeleteFunc(held, func(_ netip.Addr, holder ring.Peer) bool {
+		return holder == from || slices.Contains(req.Former, holder) && a.isRemoved(holder)
+	})
+	return held
+}
+
+func (a *Allocator) holders(pool netip.Prefix) map[netip.Addr]ring.Peer {
+	if a.cfg.Holders == nil {
+		return nil
+	}
+	return a.cfg.Holders(pool)
+}
+
+// serveLocked is servePool with a.mu held.
+func (a *Allocator) serveLocked(p *pool, from ring.Peer, req request, held map[netip.Addr]ring.Peer) answer {
+	switch {
+	case a.isRemoved(from):
+		return answer{Refusal: refusedRemoved, Removed: removed{from: a.removed[from]}}
+	case a.mayLease() != nil:
+		return failed(fmt.Errorf("host %s was removed", a.cfg.Self))
+	case (req.Op == opPrepare || req.Op == opAccept) && p.ring != nil:
+		return answer{} // the ring is the answer
+	case req.Op == opPrepare || req.Op == opAccept:
+		return a.vote(p.prefix.String(), from, req, func(value []byte) error {
+			_, err := decodeFounding(p.prefix, value)
+			return err
+		})
+	case p.ring == nil:
+		return failed(fmt.Errorf("pool %s: %w", p.prefix, ErrUnknownPool))
+	case req.Ring == nil:
+		return failed(fmt.Errorf("request without a ring: %w", ErrInvalid))
+	case req.Ring.Seed != p.ring.Seed():
+		return answer{Refusal: refusedSeeds}
+	case req.Op == opSpace:
+		return a.giveSpace(p, from, req, held)
+	case req.Op == opClaim:
+		return a.giveAddresses(p, from, req.Addrs, held)
+	case !p.usable.Contains(req.Addr):
+		return failed(fmt.Errorf("address %s is not of pool %s: %w", req.Addr, p.prefix, ErrInvalid))
+	case p.owner(req.Addr) != a.cfg.Self:
+		return answer{Refusal: refusedMoved}
+	case req.Op == opReserve:
+		return a.reserve(p, from, req, held[req.Addr])
+	case req.Op == opUnreserve:
+		return a.unreserve(p, from, req.Addr, req.Hold)
+	}
+	return failed(fmt.Errorf("request %q: %w", req.Op, ErrInvalid))
+}
+
+// giveSpace gives half of the largest free run. If the asker does not know yet
+// all that it owns, that is what it needs to hear, and nothing more is given.
+func (a *Allocator) giveSpace(p *pool, from ring.Peer, req request, held map[netip.Addr]ring.Peer) answer {
+	theirs, err := ring.FromChunk(*req.Ring)
+	if err != nil {
+		return failed(err)
+	}
+	if !slices.Equal(theirs.Ranges(from), p.ring.Ranges(from)) {
+		return answer{}
+	}
+	within := p.usable
+	if req.Within.IsValid() {
+		h, err := newHandle(p.prefix, req.Within)
+		if err != nil {
+			return failed(err)
+		}
+		within = h.within
+	}
+	free := p.free.Clone()
+	for addr := range held {
+		if p.prefix.Contains(addr) {
+			free.Remove(space.Single(addr))
+		}
+	}
+	run, ok := free.Largest(within)
+	if !ok {
+		return answer{Refusal: refusedFull}
+	}
+	if err := a.give(p, from, run.UpperHalf()); err != nil {
+		return failed(err)
+	}
+	return answer{}
+}
+
+// giveAddresses gives those that are free. What the asker was given before, and
+// the answer was lost, has moved.
+func (a *Allocator) giveAddresses(p *pool, from ring.Peer, addrs []netip.Addr, held map[netip.Addr]ring.Peer) answer {
+	verdicts := make([]verdict, len(addrs))
+	var given space.Set
+	for i, addr := range addrs {
+		if !p.usable.Contains(addr) {
+			return failed(fmt.Errorf("address %s is not of pool %s: %w", addr, p.prefix, ErrInvalid))
+		}
+		switch {
+		case p.owner(addr) != a.cfg.Self:
+			verdicts[i].Refusal = refusedMoved
+		case p.reserved[addr] != nil || p.records[addr].Kind != "" && p.records[addr].Kind != KindLease:
+			verdicts[i].Refusal = refusedReserved
+		case !p.free.Contains(addr):
+			verdicts[i].Refusal = refusedLeased
+		case held[addr] != "":
+			verdicts[i] = verdict{Refusal: refusedLeased, Holder: held[addr]}
+		default:
+			given.Add(space.Single(addr))
+		}
+	}
+	if err := a.give(p, from, given.Runs()...); err != nil {
+		return failed(err)
+	}
+	return answer{Verdicts: verdicts}
+}
+
+// give hands over addresses that are free.
+func (a *Allocator) give(p *pool, to ring.Peer, runs ...space.Range) error {
+	next := p.ring
+	var changes []gossip
+	for _, run := range runs {
+		after, change, err := next.Give(a.cfg.Self, run, to)
+		if err != nil {
+			return err
+		}
+		next, changes = after, append(changes, gossip{Rings: []ring.Chunk{change}})
+	}
+	if next == p.ring {
+		return nil
+	}
+	if err := a.saveRings(map[*pool]*ring.Ring{p: next}); err != nil {
+		return err
+	}
+	a.deltas = append(a.deltas, changes...)
+	return nil
+}
+
+func (a *Allocator) reserve(p *pool, from ring.Peer, req request, holder ring.Peer) answer {
+	addr := req.Addr
+	if r, ok := p.records[addr]; ok && r.Kind == KindLease {
+		return answer{Refusal: refusedLeased}
+	}
+	if holder != "" {
+		return answer{Refusal: refusedLeased, Holder: holder}
+	}
+	if req.Hold == "" || len(req.Hold) > maxHold || len(p.reserved[addr]) >= maxHolders {
+		return failed(fmt.Errorf("reservation of %s: %w", addr, ErrInvalid))
+	}
+	if p.reserved[addr][from] == req.Hold {
+		return answer{}
+	}
+	next := maps.Clone(p.reserved[addr])
+	if next == nil {
+		next = reservation{}
+	}
+	next[from] = req.Hold
+	if err := a.saveReserved(p, addr, next); err != nil {
+		return failed(err)
+	}
+	return answer{}
+}
+
+// unreserve is no error if there is no such hold: a repeated message, or the
+// reservation never arrived.
+func (a *Allocator) unreserve(p *pool, from ring.Peer, addr netip.Addr, hold string) answer {
+	if held, ok := p.reserved[addr][from]; !ok || held != hold {
+		return answer{}
+	}
+	next := maps.Clone(p.reserved[addr])
+	delete(next, from)
+	if err := a.saveReserved(p, addr, next); err != nil {
+		return failed(err)
+	}
+	return answer{}
+}
+
+// serveRemoval is the acceptor of removals. Who sees the peer alive does not
+// vote; whether it is matters no more once it is removed.
+func (a *Allocator) serveRemoval(from ring.Peer, req request) answer {
+	r := *req.Decree
+	alive := slices.Contains(a.cfg.Cluster.Alive(), r.Peer)
+	defer a.flush()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	i, gone := a.removed[r.Peer]
+	switch {
+	case a.isRemoved(from):
+		return answer{Refusal: refusedRemoved, Removed: removed{from: a.removed[from]}}
+	case a.mayLease() != nil:
+		return failed(fmt.Errorf("host %s was removed", a.cfg.Self))
+	case req.Op != opPrepare && req.Op != opAccept:
+		return failed(fmt.Errorf("request %q: %w", req.Op, ErrInvalid))
+	case i.Round >= r.Round:
+		return answer{Removed: removed{r.Peer: i}}
+	case alive && !gone || r.Peer == a.cfg.Self:
+		return answer{Refusal: refusedAlive}
+	}
+	return a.vote(r.key(), from, req, func(value []byte) error {
+		_, err := decodeHeir(r, value)
+		return err
+	})
+}
+
+// serveInherit takes over now what this peer inherits.
+func (a *Allocator) serveInherit(ctx context.Context, r removal) answer {
+	if heir, _ := a.chain(r.Peer); heir != a.cfg.Self {
+		return failed(fmt.Errorf("heir of %s is %q: %w", r.Peer, heir, ErrInvalid))
+	}
+	if err := a.takeOver(ctx); err != nil {
+		return failed(err)
+	}
+	report := a.report(r.Peer)
+	return answer{Report: &report}
+}

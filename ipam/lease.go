@@ -1,0 +1,345 @@
+package ipam
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"weave/ipam/ring"
+)
+
+const (
+	maxAsks  = 64      // of one owner for one lease: each gift may be used up by others meanwhile, or be held elsewhere
+	maxHops  = 8       // after an address whose owner changes
+	maxTries = 1 << 12 // for one lease, past addresses that containers elsewhere hold
+)
+
+// AddressRequest asks for an address of a held pool.
+type AddressRequest struct {
+	PoolID  string
+	Address netip.Addr // zero: any. A gateway is then the first usable address
+	Kind    Kind
+}
+
+// RequestAddress leases or reserves an address; the prefix has the bits of the
+// pool. An address given by the user may lie outside the sub-pool, as in Docker.
+func (a *Allocator) RequestAddress(ctx context.Context, r AddressRequest) (netip.Prefix, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.patience)
+	defer cancel()
+	h, p, err := a.held(r.PoolID)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	addr := r.Address.Unmap()
+	if !addr.IsValid() && r.Kind != KindLease {
+		addr = p.usable.First
+	}
+	if addr.IsValid() {
+		if err := checkAddress(p, addr); err != nil {
+			return netip.Prefix{}, err
+		}
+	}
+	switch {
+	case r.Kind == KindGateway || r.Kind == KindReserved:
+		err = a.holdShared(ctx, p, addr, record{Kind: r.Kind, PoolID: h.id()})
+	case r.Kind != KindLease:
+		err = fmt.Errorf("address of kind %q: %w", r.Kind, ErrInvalid)
+	case addr.IsValid():
+		err = a.leaseThis(ctx, p, h, addr)
+	default:
+		addr, err = a.leaseAny(ctx, p, h)
+	}
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	return netip.PrefixFrom(addr, p.prefix.Bits()), nil
+}
+
+// held finds a handle by its ID.
+func (a *Allocator) held(id string) (handle, *pool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	h, ok := a.handles[id]
+	if !ok {
+		return handle{}, nil, fmt.Errorf("pool %q was not requested on this host; make the network anew: %w", id, ErrUnknownPool)
+	}
+	return h, a.pools[h.pool], nil
+}
+
+func checkAddress(p *pool, addr netip.Addr) error {
+	switch {
+	case !p.prefix.Contains(addr):
+		return fmt.Errorf("address %s is outside subnet %s: %w", addr, p.prefix, ErrInvalid)
+	case !p.usable.Contains(addr):
+		return fmt.Errorf("address %s is the network or broadcast address of subnet %s; use one from %s to %s: %w",
+			addr, p.prefix, p.usable.First, p.usable.Last, ErrInvalid)
+	}
+	return nil
+}
+
+// leaseAny leases from own ranges, and if they are full asks other owners.
+func (a *Allocator) leaseAny(ctx context.Context, p *pool, h handle) (netip.Addr, error) {
+	addr, err := a.leaseFree(p, h)
+	if !errors.Is(err, ErrFull) {
+		return addr, err
+	}
+	pass, err := p.take(ctx)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer pass()
+	asks := map[ring.Peer]int{}
+	var silent []ring.Peer
+	for {
+		// Who had the turn before may have brought more than it needed.
+		addr, err := a.leaseFree(p, h)
+		if !errors.Is(err, ErrFull) {
+			return addr, err
+		}
+		owner, ok := a.nextOwner(p, h, asks)
+		if !ok {
+			return netip.Addr{}, a.full(p, h, silent)
+		}
+		asks[owner]++
+		ans, err := a.ask(ctx, p, owner, request{Op: opSpace, Within: h.sub})
+		switch {
+		case err != nil:
+			a.cfg.Log.WithError(err).WithField("pool", p.prefix).Warn("no space from a peer")
+			silent, asks[owner] = append(silent, owner), maxAsks
+		case ans.Refusal == refusedFull:
+			asks[owner] = maxAsks
+		case ans.Refusal != "" && ans.Refusal != refusedSeeds:
+			a.cfg.Log.WithError(a.refused(owner, ans.Refusal, "", ans.Detail)).WithField("pool", p.prefix).Warn("no space from a peer")
+			silent, asks[owner] = append(silent, owner), maxAsks
+		}
+	}
+}
+
+// leaseFree leases the next free address of own ranges, or says ErrFull. It
+// passes by what containers elsewhere hold without a lease of ours.
+func (a *Allocator) leaseFree(p *pool, h handle) (netip.Addr, error) {
+	defer a.flush()
+	var first netip.Addr // that was passed by
+	for range maxTries {
+		addr, err := a.nextFree(p, h)
+		if err != nil {
+			return netip.Addr{}, err
+		}
+		if addr == first {
+			break
+		}
+		if _, held := a.heldElsewhere(p.prefix, addr); held {
+			if !first.IsValid() {
+				first = addr
+			}
+			continue
+		}
+		if done, err := a.leaseIfFree(p, h, addr); done || err != nil {
+			return addr, err
+		}
+	}
+	return netip.Addr{}, ErrFull
+}
+
+// nextFree moves the cursor on: a freed address is not reused at once.
+func (a *Allocator) nextFree(p *pool, h handle) (netip.Addr, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.mayLease(); err != nil {
+		return netip.Addr{}, err
+	}
+	addr, ok := p.free.Next(h.within, p.cursors[h.sub])
+	if !ok {
+		return netip.Addr{}, ErrFull
+	}
+	p.cursors[h.sub] = addr.Next()
+	return addr, nil
+}
+
+// leaseIfFree leases addr unless it went meanwhile.
+func (a *Allocator) leaseIfFree(p *pool, h handle, addr netip.Addr) (done bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.mayLease(); err != nil || !p.free.Contains(addr) {
+		return false, err
+	}
+	err = a.saveRecord(p, addr, &record{Kind: KindLease, PoolID: h.id(), since: time.Now()})
+	return err == nil, err
+}
+
+// heldElsewhere says which other host's container holds addr, as far as the
+// Cluster knows. a.mu is not held.
+func (a *Allocator) heldElsewhere(pool netip.Prefix, addr netip.Addr) (holder ring.Peer, held bool) {
+	if a.cfg.Held == nil {
+		return "", false
+	}
+	holder, held = a.cfg.Held(pool, addr)
+	return holder, held && holder != a.cfg.Self && !slices.Contains(a.former, holder)
+}
+
+// nextOwner is the peer to ask for space: alive ones first, then by free space
+// as far as it is known. The other owners' figures may be old.
+func (a *Allocator) nextOwner(p *pool, h handle, asks map[ring.Peer]int) (ring.Peer, bool) {
+	alive, free := a.cfg.Cluster.Alive(), a.cfg.Cluster.Free(p.prefix)
+	a.mu.Lock()
+	r := p.ring
+	owners := slices.DeleteFunc(r.Owners(), a.isRemoved)
+	a.mu.Unlock()
+	rank := func(owner ring.Peer) (int, uint64) {
+		order := 0
+		if slices.Contains(alive, owner) {
+			order += 2
+		}
+		count, known := free[owner]
+		if !known || count > 0 {
+			order++
+		}
+		return order, count
+	}
+	var best ring.Peer
+	for _, owner := range owners {
+		if owner == a.cfg.Self || asks[owner] >= maxAsks || !ownsWithin(r, owner, h) {
+			continue
+		}
+		order, count := rank(owner)
+		bestOrder, bestCount := rank(best)
+		if best == "" || cmp.Or(cmp.Compare(order, bestOrder), cmp.Compare(count, bestCount)) > 0 {
+			best = owner
+		}
+	}
+	return best, best != ""
+}
+
+func ownsWithin(r *ring.Ring, owner ring.Peer, h handle) bool {
+	for _, own := range r.Ranges(owner) {
+		if _, ok := own.Intersect(h.within); ok {
+			return true
+		}
+	}
+	return false
+}
+
+func (a *Allocator) full(p *pool, h handle, silent []ring.Peer) error {
+	what := "pool " + p.prefix.String()
+	if h.sub.IsValid() {
+		what = fmt.Sprintf("ip range %s of pool %s", h.sub, p.prefix)
+	}
+	if len(silent) > 0 {
+		return fmt.Errorf("%s: %w here, and %w from other owners of it: %v; bring them back, or use another subnet", what, ErrFull, ErrNoAnswer, a.names(silent))
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return fmt.Errorf("%s is full: all %d addresses are in use, %d of this pool here; remove containers, or make a network with a larger subnet: %w",
+		what, h.within.Size(), len(p.records), ErrFull)
+}
+
+// refused is the error for an answer that is final.
+func (a *Allocator) refused(by ring.Peer, why refusal, holder ring.Peer, detail string) error {
+	switch why {
+	case refusedLeased:
+		return fmt.Errorf("%w by a container on host %s", ErrInUse, a.name(holderOf(by, holder)))
+	case refusedReserved:
+		return fmt.Errorf("%w as a gateway or reserved address; host %s keeps it", ErrInUse, a.name(by))
+	case refusedRemoved:
+		return ErrRemoved
+	}
+	return fmt.Errorf("host %s refuses: %s %s", a.name(by), why, detail)
+}
+
+// leaseThis leases one certain address, which it claims from its owner if that
+// is another peer.
+func (a *Allocator) leaseThis(ctx context.Context, p *pool, h handle, addr netip.Addr) error {
+	for range maxHops {
+		holder, held := a.heldElsewhere(p.prefix, addr)
+		owner, err := a.leaseOwn(p, h, addr, held)
+		switch {
+		case err != nil:
+			return err
+		case owner == a.cfg.Self && held:
+			return fmt.Errorf("address %s: %w", addr, a.refused(holder, refusedLeased, "", ""))
+		case owner == a.cfg.Self:
+			return nil
+		}
+		ans, err := a.ask(ctx, p, owner, a.claimRequest(addr))
+		if err != nil {
+			return fmt.Errorf("address %s belongs to another host: %w", addr, err)
+		}
+		v := verdict{Refusal: ans.Refusal}
+		if v.Refusal == "" && len(ans.Verdicts) == 1 {
+			v = ans.Verdicts[0]
+		}
+		if v.Refusal != "" && v.Refusal != refusedMoved && v.Refusal != refusedSeeds {
+			return fmt.Errorf("address %s: %w", addr, a.refused(owner, v.Refusal, v.Holder, ans.Detail))
+		}
+	}
+	return fmt.Errorf("address %s keeps changing its owner; try again: %w", addr, ErrNoAnswer)
+}
+
+// leaseOwn leases addr if this peer owns it, and nobody elsewhere holds it; else
+// it returns who is the owner.
+func (a *Allocator) leaseOwn(p *pool, h handle, addr netip.Addr, held bool) (owner ring.Peer, err error) {
+	defer a.flush()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := a.mayLease(); err != nil {
+		return "", err
+	}
+	if r := p.records[addr]; r.Kind == KindLease {
+		return "", fmt.Errorf("address %s: %w by a container on this host", addr, ErrInUse)
+	}
+	if owner := a.ownerOf(p, addr); owner != a.cfg.Self {
+		return owner, nil
+	}
+	switch {
+	case p.owner(addr) != a.cfg.Self:
+		return "", fmt.Errorf("address %s is being taken over from a removed host; try again: %w", addr, ErrNoAnswer)
+	case !p.free.Contains(addr):
+		return "", fmt.Errorf("address %s: %w as a gateway or reserved address", addr, ErrInUse)
+	case held:
+		return a.cfg.Self, nil
+	}
+	return a.cfg.Self, a.saveRecord(p, addr, &record{Kind: KindLease, PoolID: h.id(), since: time.Now()})
+}
+
+// ReleaseAddress takes back an address. An unknown one is no error: Docker
+// repeats itself, and releases gateways that it never had.
+func (a *Allocator) ReleaseAddress(ctx context.Context, poolID string, addr netip.Addr) error {
+	h, err := parseHandle(poolID)
+	if err != nil {
+		return err
+	}
+	p, err := a.release(h, addr.Unmap())
+	if err == nil && p != nil {
+		a.settleSoon(ctx, p)
+	}
+	return err
+}
+
+// release drops a lease, or one count of a shared address; the pool is nil
+// unless a debt remains.
+func (a *Allocator) release(h handle, addr netip.Addr) (*pool, error) {
+	defer a.flush()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := a.pools[h.pool]
+	var r record
+	if p != nil {
+		r = p.records[addr]
+	}
+	switch {
+	case r.Kind == "" || r.isDebt():
+		a.cfg.Log.WithField("pool", h.id()).WithField("addr", addr).Debug("release of an address that is not held")
+		return nil, nil
+	case r.Kind == KindLease:
+		return nil, a.saveRecord(p, addr, nil)
+	}
+	r.Count--
+	if err := a.saveRecord(p, addr, &r); err != nil || !r.isDebt() {
+		return nil, err
+	}
+	return p, nil
+}

@@ -1,0 +1,200 @@
+package ipam
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"weave/ipam/ring"
+	"weave/ipam/space"
+)
+
+// Bounds of pools. Smaller ones have no address for a container to spare.
+const (
+	minBits4, maxBits4 = 8, 30
+	minBits6, maxBits6 = 16, 126
+)
+
+// record is an address that this peer holds. A shared one (gateway, reserved)
+// with Count 0 is a debt: its owner may still have a reservation for us, and
+// must hear that it is over.
+type record struct {
+	Kind   Kind      `json:"kind"`
+	PoolID string    `json:"pool_id"`
+	Hold   string    `json:"hold,omitempty"`   // names the reservation at the owner
+	At     at        `json:"at,omitzero"`      // where it was asked for
+	Asking bool      `json:"asking,omitempty"` // the owner has not agreed yet, though Count networks hold it
+	Count  int       `json:"count,omitempty"`  // networks here that hold a shared address
+	Clash  *clash    `json:"clash,omitempty"`  // who holds the address too
+	since  time.Time // this run's time of the lease; of the start for older ones
+}
+
+// at is where a reservation is: it is void under another seed, with another
+// owner, and for another self.
+type at struct {
+	Seed  ring.SeedID `json:"seed"`
+	Owner ring.Peer   `json:"owner"`
+	Self  ring.Peer   `json:"self"`
+}
+
+func (r record) isDebt() bool { return r.Kind != KindLease && r.Count == 0 }
+
+// reservation is a shared address of an own range: holders and their Holds.
+type reservation map[ring.Peer]string
+
+// reservationOnDisk is of the ring with the seed: under another it is void.
+type reservationOnDisk struct {
+	Seed    ring.SeedID `json:"seed"`
+	Holders reservation `json:"holders"`
+}
+
+// pool is all that this peer knows of one pool.
+type pool struct {
+	prefix netip.Prefix
+	usable space.Range
+	turn   chan struct{} // holds one token; taken while peers are asked
+
+	// Guarded by Allocator.mu.
+	ring      *ring.Ring // nil until known
+	records   map[netip.Addr]record
+	reserved  map[netip.Addr]reservation
+	free      space.Set                   // own and usable, neither recorded nor reserved
+	cursors   map[netip.Prefix]netip.Addr // by sub-pool: where the next search starts; lost with a restart
+	published uint64                      // free addresses that the Cluster knows of
+}
+
+func newPool(prefix netip.Prefix) (*pool, error) {
+	if err := checkPrefix(prefix); err != nil {
+		return nil, err
+	}
+	usable, err := space.Usable(prefix)
+	if err != nil {
+		return nil, err
+	}
+	return &pool{
+		prefix:   prefix,
+		usable:   usable,
+		turn:     make(chan struct{}, 1),
+		records:  map[netip.Addr]record{},
+		reserved: map[netip.Addr]reservation{},
+		cursors:  map[netip.Prefix]netip.Addr{},
+	}, nil
+}
+
+// checkPrefix says whether p can be a pool, and if not, what could.
+func checkPrefix(p netip.Prefix) error {
+	if !p.IsValid() || p.Addr().Is4In6() {
+		return fmt.Errorf("subnet %s: not a prefix of IPv4 or IPv6: %w", p, ErrInvalid)
+	}
+	if p != p.Masked() {
+		return fmt.Errorf("subnet %s has bits set beyond its mask; use %s: %w", p, p.Masked(), ErrInvalid)
+	}
+	least, most := minBits6, maxBits6
+	if p.Addr().Is4() {
+		least, most = minBits4, maxBits4
+	}
+	if p.Bits() < least || p.Bits() > most {
+		return fmt.Errorf("subnet %s: use a mask from /%d to /%d: %w", p, least, most, ErrInvalid)
+	}
+	return nil
+}
+
+// take waits for the turn of p; give it back by calling pass.
+func (p *pool) take(ctx context.Context) (pass func(), err error) {
+	select {
+	case p.turn <- struct{}{}:
+		return func() { <-p.turn }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("pool %s: other requests are still waiting for peers: %w", p.prefix, ctx.Err())
+	}
+}
+
+// setRing uses a ring that is stored. Reservations in ranges that this peer lost
+// are void, and all of them if the ring is another cluster's; setRing lists them.
+// moved says that this peer owns something else than before.
+func (p *pool) setRing(self ring.Peer, r *ring.Ring) (moved bool, void []netip.Addr) {
+	replaced := p.ring != nil && p.ring.Seed() != r.Seed()
+	same := p.ring != nil && !replaced && slices.Equal(p.ring.Ranges(self), r.Ranges(self))
+	p.ring = r
+	if same {
+		return false, nil
+	}
+	for addr := range p.reserved {
+		if replaced || p.owner(addr) != self {
+			void = append(void, addr)
+			delete(p.reserved, addr)
+		}
+	}
+	p.free = space.Set{}
+	for _, own := range r.Ranges(self) {
+		if own, ok := own.Intersect(p.usable); ok {
+			p.free.Add(own)
+		}
+	}
+	for addr := range p.records {
+		p.free.Remove(space.Single(addr))
+	}
+	for addr := range p.reserved {
+		p.free.Remove(space.Single(addr))
+	}
+	return true, void
+}
+
+// setRecord uses a record that is stored; nil removes it.
+func (p *pool) setRecord(self ring.Peer, addr netip.Addr, r *record) {
+	if r == nil {
+		delete(p.records, addr)
+	} else {
+		p.records[addr] = *r
+	}
+	p.refresh(self, addr)
+}
+
+// setReserved uses a reservation that is stored; an empty one removes it.
+func (p *pool) setReserved(self ring.Peer, addr netip.Addr, r reservation) {
+	if len(r) == 0 {
+		delete(p.reserved, addr)
+	} else {
+		p.reserved[addr] = r
+	}
+	p.refresh(self, addr)
+}
+
+// refresh puts addr into the free set, or takes it out.
+func (p *pool) refresh(self ring.Peer, addr netip.Addr) {
+	_, recorded := p.records[addr]
+	_, reserved := p.reserved[addr]
+	if p.owner(addr) == self && p.usable.Contains(addr) && !recorded && !reserved {
+		p.free.Add(space.Single(addr))
+		return
+	}
+	p.free.Remove(space.Single(addr))
+}
+
+// owner is the owner of addr, or nobody while there is no ring.
+func (p *pool) owner(addr netip.Addr) ring.Peer {
+	if p.ring == nil {
+		return ""
+	}
+	owner, _ := p.ring.Owner(addr)
+	return owner
+}
+
+// chunk is the ring as it travels, nil if there is none.
+func (p *pool) chunk() *ring.Chunk {
+	if p.ring == nil {
+		return nil
+	}
+	c := p.ring.Chunk()
+	return &c
+}
+
+// unpublished is the count of free addresses, and whether it is news.
+func (p *pool) unpublished() (count uint64, changed bool) {
+	count = p.free.Count()
+	changed = count != p.published
+	p.published = count
+	return count, changed
+}
