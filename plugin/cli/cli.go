@@ -1,0 +1,188 @@
+// Package cli is the command line of the `weave` binary. Its verbs talk to the
+// running plugin over the control API and write to the terminal.
+//
+// It touches neither the network nor the kernel nor the plugin's state, and
+// knows of nothing that the control API does not tell.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"weave/plugin/control"
+)
+
+const (
+	socketEnv     = "WEAVE_SOCKET"
+	defaultSocket = "/run/weave/weave.sock"
+)
+
+// Options is what the commands need from the binary that they are part of.
+type Options struct {
+	Version string
+	Now     func() time.Time                // the clock that ages are told by
+	Daemon  func(ctx context.Context) error // runs the plugin until ctx ends
+}
+
+// app is shared by all verbs.
+type app struct {
+	Options
+	socket string // of --socket
+}
+
+// New returns the root command. Its Execute returns errors that Explain makes
+// fit for a person.
+func New(o Options) *cobra.Command {
+	a := &app{Options: o}
+	root := &cobra.Command{
+		Use:   "weave",
+		Short: "One network for the containers of many Docker hosts",
+		Long: `weave shows and steers the weave network plugin of this host.
+
+Networks are made with Docker's own commands, on each host that shall be part:
+
+  docker network create -d weave --ipam-driver weave --subnet 10.32.0.0/16 mynet
+
+The same subnet on two hosts is the same network.`,
+		Example: `  sudo weave status
+  sudo weave connect host2.example.org`,
+		Version:       o.Version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetVersionTemplate("weave {{.Version}}\n")
+	root.PersistentFlags().StringVar(&a.socket, "socket", "",
+		"control socket of the plugin (default $"+socketEnv+", or "+defaultSocket+")")
+	root.AddCommand(a.statusCommand(), a.connectCommand(), a.forgetCommand(), a.rmpeerCommand(), a.versionCommand(), a.daemonCommand())
+	return root
+}
+
+// Explain returns the text for an error of Execute: what is wrong, and what the
+// user can do.
+func Explain(err error) string {
+	text := "weave: " + err.Error()
+	switch {
+	case errors.Is(err, control.ErrNotRunning):
+		text += `
+  See it:    docker plugin ls
+  Start it:  docker plugin enable weavenet`
+	case errors.Is(err, control.ErrPermission):
+		text += "\n  Try again with sudo."
+	}
+	return text
+}
+
+func (a *app) client() *control.Client {
+	path := a.socket
+	if path == "" {
+		path = os.Getenv(socketEnv)
+	}
+	if path == "" {
+		path = defaultSocket
+	}
+	return control.NewClient(strings.TrimPrefix(path, "unix://"))
+}
+
+func (a *app) connectCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "connect HOST[:PORT]...",
+		Short: "Join the cluster that other hosts are part of",
+		Long: `Connect this host to others, by name or address. One host of a cluster is
+enough: the others are found through it. Addresses that do not answer are
+tried again until they do, also after a restart of the plugin; weave forget
+ends that.`,
+		Example: `  sudo weave connect 192.0.2.7
+  sudo weave connect host2.example.org:6790 '[2001:db8::7]:6783'`,
+		Args:              addresses,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			results, err := a.client().Connect(cmd.Context(), args)
+			if err != nil {
+				return err
+			}
+			return printConnected(newPrinter(cmd.OutOrStdout(), a.Now()), results)
+		},
+	}
+}
+
+func (a *app) forgetCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "forget HOST[:PORT]...",
+		Short: "Take back addresses that weave connect was given",
+		Long: `Take back addresses that weave connect was given: they are tried no more. Hosts
+that were met stay connected. Addresses in the setting WEAVE_PEERS are changed
+there.`,
+		Example:           `  sudo weave forget 192.0.2.7`,
+		Args:              addresses,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.client().Forget(cmd.Context(), args)
+		},
+	}
+}
+
+// addresses checks that there is an argument.
+func addresses(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return fmt.Errorf("give the address of a host, as in: %s 192.0.2.7", cmd.CommandPath())
+	}
+	return nil
+}
+
+// printConnected tells what came of each address, and returns an error if one
+// was not reached.
+func printConnected(p *printer, results []control.ConnectResult) error {
+	failed := 0
+	for _, r := range results {
+		if r.Error != "" {
+			failed++
+			p.line("%s: %s", clean(r.Address), clean(r.Error))
+			continue
+		}
+		p.line("%s: connected to %s", clean(r.Address), peerName(r.Nickname, r.Peer))
+	}
+	if p.err != nil {
+		return p.err
+	}
+	if failed > 0 {
+		return fmt.Errorf("%d of %d not reached; the plugin goes on trying (weave forget ends that)", failed, len(results))
+	}
+	return nil
+}
+
+func (a *app) versionCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Show the version of this command and of the running plugin",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			p := newPrinter(cmd.OutOrStdout(), a.Now())
+			p.line("command  %s", a.Version)
+			status, err := a.client().Status(cmd.Context())
+			if err != nil {
+				p.line("plugin   %s", err)
+				return p.err
+			}
+			p.line("plugin   %s, protocol %d", clean(status.Version), status.Protocol)
+			return p.err
+		},
+	}
+}
+
+func (a *app) daemonCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "daemon",
+		Short: "Run the plugin in the foreground (dockerd does that)",
+		Long: `Run the plugin until it gets SIGTERM. dockerd starts this command when the
+managed plugin is enabled. The settings come from the environment, see
+"docker plugin inspect weavenet".`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.Daemon(cmd.Context()) },
+	}
+}

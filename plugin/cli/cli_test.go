@@ -1,0 +1,201 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/sirupsen/logrus"
+	"github.com/sirupsen/logrus/hooks/test"
+
+	"weave/plugin/control"
+	"weave/plugin/sock"
+)
+
+// now is when all scripts take place.
+func now() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"weave": runWeave})
+}
+
+// runWeave is main of the binary, with a fixed version and clock.
+func runWeave() {
+	cmd := New(Options{
+		Version: "1.2.3",
+		Now:     now,
+		Daemon: func(context.Context) error {
+			fmt.Println("the daemon runs")
+			return nil
+		},
+	})
+	if err := cmd.ExecuteContext(context.Background()); err != nil {
+		fmt.Fprintln(os.Stderr, Explain(err))
+		os.Exit(1)
+	}
+}
+
+// TestScripts runs testdata/script. There `plugin FILE` runs a plugin whose
+// status is in FILE, on $WEAVE_SOCKET. It can be told to connect to any address
+// but those that begin with "bad".
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata/script",
+		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(e *testscript.Env) error {
+			full, err := os.ReadFile("testdata/status.json")
+			if err != nil {
+				return err
+			}
+			e.Vars = append(e.Vars, "WEAVE_SOCKET="+filepath.Join(e.WorkDir, "weave.sock"), "NO_COLOR=",
+				"GORACE=atexit_sleep_ms=0") // the race detector would hold up each exit by a second
+			return os.WriteFile(filepath.Join(e.WorkDir, "full.json"), full, 0o600)
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"plugin": startPlugin},
+	})
+}
+
+type fakeDaemon struct{ status control.Status }
+
+func (d fakeDaemon) Status(context.Context) (control.Status, error) {
+	if d.status.Nickname == "broken" {
+		return control.Status{}, errors.New("the state is locked")
+	}
+	return d.status, nil
+}
+
+func (d fakeDaemon) Connect(_ context.Context, addrs []string) ([]control.ConnectResult, error) {
+	var results []control.ConnectResult
+	for _, a := range addrs {
+		r := control.ConnectResult{Address: a, Peer: "rightrightrightrightrightr", Nickname: "right"}
+		if strings.HasPrefix(a, "bad") {
+			r = control.ConnectResult{Address: a, Error: "no answer"}
+		}
+		results = append(results, r)
+	}
+	return results, nil
+}
+
+func (d fakeDaemon) Forget(_ context.Context, addrs []string) error {
+	for _, a := range addrs {
+		if strings.HasPrefix(a, "bad") {
+			return fmt.Errorf("forget peer address %s: no such address was given", a)
+		}
+	}
+	return nil
+}
+
+func (d fakeDaemon) RemovePeer(_ context.Context, peer string, gone bool) (control.Removal, error) {
+	if peer == "alive" {
+		return control.Removal{}, errors.New("host alive is alive; stop weave there first")
+	}
+	pool := control.RemovedPool{Subnet: netip.MustParsePrefix("10.40.0.0/16"), Addresses: 32768}
+	if !gone {
+		pool.Held = []netip.Addr{netip.MustParseAddr("10.40.128.7")}
+	}
+	return control.Removal{
+		Peer: "deaddeaddeaddeaddeaddeadde", Nickname: peer, Heir: "h1", Pools: []control.RemovedPool{pool},
+	}, nil
+}
+
+func startPlugin(ts *testscript.TestScript, _ bool, args []string) {
+	var d fakeDaemon
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &d.status))
+	l, err := sock.Listen(ts.Getenv("WEAVE_SOCKET"))
+	ts.Check(err)
+	log, _ := test.NewNullLogger()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- sock.Serve(ctx, control.NewServer(d, logrus.NewEntry(log)), l) }()
+	ts.Defer(func() {
+		cancel()
+		ts.Check(<-ended)
+	})
+}
+
+func TestExplainPermission(t *testing.T) {
+	got := Explain(fmt.Errorf("ask: %w", control.ErrPermission))
+	if !strings.Contains(got, "sudo") {
+		t.Error(got)
+	}
+}
+
+func TestColor(t *testing.T) {
+	var out bytes.Buffer
+	p := newPrinter(&out, now())
+	if p.color {
+		t.Error("color for a buffer")
+	}
+	p.color = true
+	problems(p, control.Status{Problems: []control.Problem{{Severity: control.Error, What: "\x1b[2Jfire", Do: "run"}}})
+	if got, want := out.String(), "\x1b[1;31merror\x1b[0m: ?[2Jfire\n  -> run\n\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestWantsColor(t *testing.T) {
+	tty, err := os.OpenFile("/dev/null", os.O_WRONLY, 0) // a character device, as a terminal is
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tty.Close() }()
+	t.Setenv("TERM", "xterm")
+	t.Setenv("NO_COLOR", "")
+	if !wantsColor(tty) {
+		t.Error("no color for a terminal")
+	}
+	t.Setenv("NO_COLOR", "1")
+	if wantsColor(tty) {
+		t.Error("NO_COLOR has no effect")
+	}
+}
+
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, errors.New("disk full") }
+
+func TestWriteErrorIsKept(t *testing.T) {
+	p := newPrinter(full{}, now())
+	overview(p, control.Status{})
+	if p.err == nil || p.err.Error() != "disk full" {
+		t.Errorf("got %v", p.err)
+	}
+}
+
+func TestUnits(t *testing.T) {
+	for got, want := range map[string]string{
+		duration(-time.Minute):                  "now",
+		duration(999 * time.Millisecond):        "now",
+		duration(time.Second):                   "1 second",
+		duration(59 * time.Second):              "59 seconds",
+		duration(90 * time.Second):              "1 minute",
+		duration(23*time.Hour + 59*time.Minute): "23 hours",
+		duration(49 * time.Hour):                "2 days",
+		roundTrip(0):                            "-",
+		roundTrip(250 * time.Microsecond):       "250 us",
+		roundTrip(1234 * time.Microsecond):      "1.2 ms",
+		roundTrip(34 * time.Millisecond):        "34 ms",
+		roundTrip(1500 * time.Millisecond):      "1.5 s",
+		size(0):                                 "0 B",
+		size(999):                               "999 B",
+		size(1000):                              "1.0 kB",
+		size(999_960):                           "1.0 MB",
+		size(18446744073709551615):              "18.4 EB",
+		share(0, 0):                             "0",
+		share(1<<63, 1<<64-1):                   "~2^63 of ~2^64 (50%)",
+		share(1, 4):                             "1 of 4 (25%)",
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

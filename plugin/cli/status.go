@@ -1,0 +1,238 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"weave/plugin/control"
+)
+
+// view is one way to look at the status: a text, and the part of the status
+// that --json prints.
+type view struct {
+	text func(*printer, control.Status)
+	json func(control.Status) any
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	cmd := a.viewCommand("status", "Show how the plugin is, and what to do where something is wrong",
+		view{overview, func(s control.Status) any { return s }})
+	cmd.Long = `Show the plugin of this host on one screen: first what is wrong and what to do
+about it, then the peers, segments and address pools. The names below it show
+one part in full.`
+	cmd.Example = `  sudo weave status
+  sudo weave status endpoints
+  sudo weave status peers --json`
+	cmd.AddCommand(
+		a.viewCommand("peers", "List the other hosts, and how each is reached",
+			view{peersView, func(s control.Status) any { return s.Peers }}),
+		a.viewCommand("segments", "List the segments that this host takes part in",
+			view{segmentsView, func(s control.Status) any { return s.Segments }}),
+		a.viewCommand("endpoints", "List the containers on all hosts, and their addresses",
+			view{endpointsView, func(s control.Status) any { return s.Endpoints }}),
+		a.viewCommand("ipam", "List the address pools, and who owns how much of each",
+			view{ipamView, func(s control.Status) any { return s.IPAM }}),
+	)
+	return cmd
+}
+
+func (a *app) viewCommand(name, short string, v view) *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:               name,
+		Short:             short,
+		Args:              cobra.NoArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			status, err := a.client().Status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), v.json(status))
+			}
+			p := newPrinter(cmd.OutOrStdout(), a.Now())
+			v.text(p, status)
+			return p.err
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
+	return cmd
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+// overview is the one screen of `weave status`.
+func overview(p *printer, s control.Status) {
+	problems(p, s)
+	p.line("version    %s, protocol %d, up %s", clean(s.Version), s.Protocol, p.ago(s.Started))
+	if s.Peer == "" {
+		p.line("peer       %s, which does no work yet", clean(s.Nickname))
+		return
+	}
+	p.line("peer       %s, %s", clean(s.Nickname), clean(s.Peer))
+	if s.Password {
+		p.line("password   set: what goes between the hosts is encrypted with it")
+	} else {
+		p.line("password   none: whoever reaches the port can join")
+	}
+	address := "address not known yet"
+	if s.Address.IsValid() {
+		address = s.Address.String()
+	}
+	p.line("port       %d UDP and TCP, %s", s.Port, address)
+
+	peersSummary(p, s)
+	segmentsSummary(p, s)
+	poolsSummary(p, s)
+}
+
+// problems comes first, so that nobody has to look for it.
+func problems(p *printer, s control.Status) {
+	for _, problem := range s.Problems {
+		label := p.style(yellow, "warning")
+		if problem.Severity == control.Error {
+			label = p.style(red, "error")
+		}
+		p.line("%s: %s", label, clean(problem.What))
+		p.line("  -> %s", clean(problem.Do))
+	}
+	for _, r := range s.Refusals {
+		p.line("%s: no session with %s: %s (%s, last %s)", p.style(yellow, "warning"),
+			stranger(r.Address), clean(r.Why), count(r.Count, "time", "times"), past(p.ago(r.Last)))
+		p.line("  -> %s", clean(r.Do))
+	}
+	switch {
+	case s.Peer == "" && len(s.Problems) == 0:
+		p.line("The plugin is starting.")
+	case len(s.Problems)+len(s.Refusals) == 0:
+		p.line("Nothing is wrong.")
+	case aboutSettings(s):
+		p.line("Settings:  docker plugin disable -f weavenet")
+		p.line("           docker plugin set weavenet NAME=VALUE")
+		p.line("           docker plugin enable weavenet")
+	}
+	p.line("")
+}
+
+// aboutSettings tells whether a way out, or what is wrong, is a setting.
+func aboutSettings(s control.Status) bool {
+	const prefix = "WEAVE_"
+	return slices.ContainsFunc(s.Problems, func(x control.Problem) bool { return strings.Contains(x.What+x.Do, prefix) }) ||
+		slices.ContainsFunc(s.Refusals, func(x control.Refusal) bool { return strings.Contains(x.Do, prefix) })
+}
+
+// stranger writes the address of a host that is no peer; its port may not be
+// known.
+func stranger(a netip.AddrPort) string {
+	if a.Port() == 0 {
+		return a.Addr().String()
+	}
+	return a.String()
+}
+
+// past turns the result of ago into a moment.
+func past(ago string) string {
+	if ago == "now" || ago == "-" {
+		return ago
+	}
+	return ago + " ago"
+}
+
+func peersSummary(p *printer, s control.Status) {
+	up := 0
+	var rows [][]string
+	for _, peer := range s.Peers {
+		if peer.State == control.Up {
+			up++
+		}
+		rows = append(rows, []string{orDash(peer.Nickname), shortID(peer.ID), string(peer.State), reached(peer), roundTrip(peer.RTT), p.ago(peer.Since)})
+	}
+	strangers := unmet(s.Seeds)
+	rows = append(rows, strangers...)
+	switch {
+	case len(rows) == 0:
+		p.heading("Peers: none yet")
+		p.line("  Join others with: weave connect HOST")
+		return
+	case len(strangers) == 0:
+		p.heading("Peers: %d of %d up", up, len(s.Peers))
+	default:
+		p.heading("Peers: %d of %d up, %s not met", up, len(s.Peers), count(uint64(len(strangers)), "address", "addresses"))
+	}
+	p.table([]column{left("NAME"), left("PEER"), left("STATE"), left("REACHED BY"), right("RTT"), left("SINCE")}, rows)
+}
+
+// unmet makes rows of the addresses where nobody was met. Why is told among the
+// problems: errors are too long for a table.
+func unmet(seeds []control.Seed) [][]string {
+	var rows [][]string
+	for _, seed := range seeds {
+		if seed.Met || seed.Self {
+			continue
+		}
+		state := "not met"
+		if seed.Error == "" {
+			state = "not tried"
+		}
+		rows = append(rows, []string{"-", "-", state, seed.Address, "-", "-"})
+	}
+	return rows
+}
+
+func reached(peer control.Peer) string {
+	switch {
+	case peer.State == control.Up && peer.Address.IsValid():
+		return peer.Path + " " + peer.Address.String()
+	case peer.Error != "":
+		return peer.Error
+	}
+	return orDash(peer.Path)
+}
+
+// makeNetwork names a subnet: without one, each host makes a segment of its own.
+const makeNetwork = "docker network create -d weave --ipam-driver weave --subnet 10.32.0.0/16 NAME"
+
+func segmentsSummary(p *printer, s control.Status) {
+	if len(s.Segments) == 0 {
+		p.heading("Segments: none on this host")
+		p.line("  Make one with: " + makeNetwork)
+		return
+	}
+	p.heading("Segments: %d", len(s.Segments))
+	var rows [][]string
+	for _, seg := range s.Segments {
+		rows = append(rows, []string{seg.Key, networkNames(seg.Networks), fmt.Sprint(seg.MTU), count(uint64(len(seg.Members)), "host", "hosts"), fmt.Sprint(seg.Endpoints)})
+	}
+	p.table([]column{left("SEGMENT"), left("LOCAL NETWORK"), right("MTU"), left("SHARED BY"), right("CONTAINERS HERE")}, rows)
+}
+
+// poolsSummary shows the pools that this host uses: it knows those of all hosts,
+// and of networks that are gone.
+func poolsSummary(p *printer, s control.Status) {
+	if len(s.IPAM) == 0 {
+		return
+	}
+	used := slices.DeleteFunc(slices.Clone(s.IPAM), func(pool control.Pool) bool {
+		here := func(seg control.Segment) bool { return seg.Subnet == pool.Subnet }
+		return pool.Leased == 0 && len(pool.Conflicts) == 0 && !slices.ContainsFunc(s.Segments, here)
+	})
+	others := ""
+	if n := len(s.IPAM) - len(used); n > 0 {
+		others = fmt.Sprintf(" (%d not in use here: weave status ipam)", n)
+	}
+	p.heading("Addresses: %s%s", count(uint64(len(used)), "pool", "pools"), others)
+	if len(used) > 0 {
+		p.table(poolHeader(), poolRows(used))
+	}
+}

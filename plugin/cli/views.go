@@ -1,0 +1,128 @@
+package cli
+
+import (
+	"fmt"
+	"math/bits"
+	"strings"
+
+	"weave/plugin/control"
+)
+
+func peersView(p *printer, s control.Status) {
+	var rows [][]string
+	for _, peer := range s.Peers {
+		rows = append(rows, []string{
+			orDash(peer.Nickname), peer.ID, string(peer.State), reached(peer), roundTrip(peer.RTT), p.ago(peer.Since),
+			past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received),
+		})
+	}
+	for _, row := range unmet(s.Seeds) {
+		rows = append(rows, append(row, "-", "-", "-"))
+	}
+	if len(rows) == 0 {
+		p.line("No peers yet. Join others with: weave connect HOST")
+		return
+	}
+	p.table([]column{left("NAME"), left("PEER"), left("STATE"), left("REACHED BY"), right("RTT"), left("SINCE"), left("HEARD"), right("SENT"), right("RECEIVED")}, rows)
+}
+
+func segmentsView(p *printer, s control.Status) {
+	if len(s.Segments) == 0 {
+		p.line("No segments on this host. Make one with: " + makeNetwork)
+		return
+	}
+	var rows [][]string
+	for _, seg := range s.Segments {
+		subnet := "-"
+		if seg.Subnet.IsValid() {
+			subnet = seg.Subnet.String()
+		}
+		rows = append(rows, []string{
+			seg.Key, subnet, seg.ID, fmt.Sprint(seg.MTU), networkNames(seg.Networks),
+			fmt.Sprint(seg.Endpoints), strings.Join(seg.Members, " "),
+		})
+	}
+	p.table([]column{left("SEGMENT"), left("SUBNET"), left("ID"), right("MTU"), left("LOCAL NETWORK"), right("CONTAINERS HERE"), left("SHARED BY")}, rows)
+}
+
+// networkNames lists the local networks by name, or by ID until Docker has told
+// their names.
+func networkNames(networks []control.Network) string {
+	names := make([]string, 0, len(networks))
+	for _, n := range networks {
+		if n.Name == "" {
+			n.Name = shortID(n.ID)
+		}
+		names = append(names, n.Name)
+	}
+	return orDash(strings.Join(names, " "))
+}
+
+func endpointsView(p *printer, s control.Status) {
+	if len(s.Endpoints) == 0 {
+		p.line("No containers on the segments of this host.")
+		return
+	}
+	var rows [][]string
+	for _, e := range s.Endpoints {
+		addrs := make([]string, len(e.Addresses))
+		for i, a := range e.Addresses {
+			addrs[i] = a.String()
+		}
+		host := orDash(e.Host)
+		if e.Local {
+			host += " (here)"
+		}
+		rows = append(rows, []string{orDash(e.Container), orDash(strings.Join(addrs, " ")), e.MAC, e.Segment, host, shortID(e.ID)})
+	}
+	p.table([]column{left("CONTAINER"), left("ADDRESS"), left("MAC"), left("SEGMENT"), left("HOST"), left("ENDPOINT")}, rows)
+}
+
+func poolHeader() []column {
+	return []column{left("POOL"), right("IN USE HERE"), right("FREE HERE"), left("THIS HOST OWNS")}
+}
+
+func poolRows(pools []control.Pool) [][]string {
+	var rows [][]string
+	for _, pool := range pools {
+		rows = append(rows, []string{
+			pool.Subnet.String(), amount(pool.Leased), amount(pool.Free), share(pool.Owned, pool.Size),
+		})
+	}
+	return rows
+}
+
+// share writes n of all with its part in percent.
+func share(n, all uint64) string {
+	if all == 0 {
+		return amount(n)
+	}
+	return fmt.Sprintf("%s of %s (%.0f%%)", amount(n), amount(all), 100*float64(n)/float64(all))
+}
+
+// amount writes a number of addresses; those of IPv6 by their power of two.
+func amount(n uint64) string {
+	if n < 1e12 {
+		return fmt.Sprint(n)
+	}
+	return fmt.Sprintf("~2^%d", bits.Len64(n-1))
+}
+
+func ipamView(p *printer, s control.Status) {
+	if len(s.IPAM) == 0 {
+		p.line("No address pools on this host.")
+		return
+	}
+	p.table(poolHeader(), poolRows(s.IPAM))
+	for _, pool := range s.IPAM {
+		p.heading("Owners of %s", pool.Subnet)
+		var rows [][]string
+		for _, o := range pool.Owners {
+			rows = append(rows, []string{orDash(o.Nickname), o.Peer, share(o.Owned, pool.Size)})
+		}
+		p.table([]column{left("NAME"), left("PEER"), left("ADDRESSES")}, rows)
+		for _, c := range pool.Conflicts {
+			p.line("  %s: %s", p.style(red, "conflict"), clean(c))
+		}
+	}
+}

@@ -1,0 +1,125 @@
+// Package config turns the plugin's environment into one validated Config.
+// Every setting, its default and its bounds live here.
+//
+// It never fails: a value that it cannot use becomes a Problem and the setting
+// keeps its default, because a plugin that exits at start is disabled for good
+// by dockerd. The package logs nothing and starts nothing; besides the
+// environment it reads the host's name and the password file.
+package config
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+
+	"github.com/sirupsen/logrus"
+)
+
+// Names of the settings in the environment.
+const (
+	Password     = "WEAVE_PASSWORD"
+	PasswordFile = "WEAVE_PASSWORD_FILE"
+	Peers        = "WEAVE_PEERS"
+	Port         = "WEAVE_PORT"
+	Address      = "WEAVE_ADDRESS"
+	Nickname     = "WEAVE_NICKNAME"
+	IPAllocRange = "WEAVE_IPALLOC_RANGE"
+	MTU          = "WEAVE_MTU"
+	LogLevel     = "WEAVE_LOG_LEVEL"
+	State        = "WEAVE_STATE"
+	Run          = "WEAVE_RUN"
+)
+
+// Defaults of the settings that have a fixed one.
+const (
+	DefaultPort     = 6783
+	DefaultLogLevel = logrus.InfoLevel
+)
+
+// DefaultIPAllocRange is where pools come from that name no subnet.
+func DefaultIPAllocRange() netip.Prefix { return netip.MustParsePrefix("10.32.0.0/12") }
+
+// HostState is the state folder as a person on the host names it.
+const HostState = "/var/lib/weave"
+
+// Config is what the daemon is built from. It is fit for use even where
+// problems were found, but then the daemon must refuse work: a missing password
+// would otherwise mean an open network.
+type Config struct {
+	Password     []byte       // nil: frames are not sealed with a secret
+	Peers        []string     // host:port each, in the order given, no duplicates
+	Port         uint16       // UDP and TCP
+	Address      netip.Addr   // underlay address; the zero Addr means that of the default route
+	Nickname     string       // 1 to MaxNickname bytes
+	IPAllocRange netip.Prefix // IPv4, in canonical form
+	MTU          int          // of the overlay's interfaces; 0 means what the underlay leaves
+	LogLevel     logrus.Level //
+	State        string       // absolute path of the state folder
+	Run          string       // absolute path of the host's /run
+}
+
+// StateFile is the path of the durable state.
+func (c Config) StateFile() string { return filepath.Join(c.State, "weave.db") }
+
+// ControlSocket is the path of the socket that the command line talks to.
+func (c Config) ControlSocket() string { return filepath.Join(c.Run, "weave", "weave.sock") }
+
+// PluginSockets are the paths to serve dockerd on: first the one that config.json
+// of the managed plugin names, then the one on the host by which dockerd finds
+// the plugin as `-d weave`, whatever the managed plugin is called.
+func (c Config) PluginSockets() []string {
+	const name = "docker/plugins/weave.sock"
+	managed, host := filepath.Join("/run", name), filepath.Join(c.Run, name)
+	if managed == host {
+		return []string{managed}
+	}
+	return []string{managed, host}
+}
+
+// EngineSocket is the path of the socket of the host's Docker Engine.
+func (c Config) EngineSocket() string { return filepath.Join(c.Run, "docker.sock") }
+
+// Problem is a setting whose value cannot be used.
+type Problem struct {
+	Setting string
+	Value   string // as given, never that of the password
+	Why     string // what is wrong with it
+	WayOut  string // what to set instead, or how
+}
+
+// Error puts the problem in one sentence.
+func (p Problem) Error() string {
+	if p.Value == "" {
+		return p.Setting + ": " + p.Why + "; " + p.WayOut
+	}
+	return p.Setting + "=" + p.Value + ": " + p.Why + "; " + p.WayOut
+}
+
+// FromEnv reads the settings through lookup, normally os.LookupEnv. A setting
+// that is empty counts as not given: dockerd passes all that config.json
+// declares.
+func FromEnv(lookup func(string) (string, bool)) (Config, []Problem) {
+	r := reader{lookup: lookup}
+	c := Config{
+		State: r.dir(State, defaultDir("/host/var/lib", "/var/lib/weave", "/host/var/lib/weave")),
+		Run:   r.dir(Run, defaultDir("/host/run", "/run", "/host/run")),
+		Port:  r.port(),
+	}
+	c.Peers = r.peers(c.Port)
+	c.Address = r.address()
+	c.Nickname = r.nickname(os.Hostname)
+	c.IPAllocRange = r.ipAllocRange()
+	c.MTU = r.mtu()
+	c.LogLevel = r.logLevel()
+	c.Password = r.password(c.State)
+	return c, r.problems
+}
+
+// defaultDir tells the inside of a managed plugin, where the host's folders are
+// mounted below /host, from the host itself.
+func defaultDir(mount, host, plugin string) string {
+	if info, err := os.Stat(mount); err == nil && info.IsDir() {
+		return plugin
+	}
+	return host
+}

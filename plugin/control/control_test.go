@@ -1,0 +1,245 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/sirupsen/logrus/hooks/test"
+	"go.uber.org/goleak"
+
+	"weave/plugin/sock"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type fakeDaemon struct {
+	status  Status
+	results []ConnectResult
+	err     error
+	got     []string
+}
+
+func (d *fakeDaemon) Status(context.Context) (Status, error) { return d.status, d.err }
+func (d *fakeDaemon) Connect(_ context.Context, addrs []string) ([]ConnectResult, error) {
+	d.got = addrs
+	return d.results, d.err
+}
+
+func (d *fakeDaemon) RemovePeer(_ context.Context, peer string, gone bool) (Removal, error) {
+	d.got = []string{peer, strconv.FormatBool(gone)}
+	return Removal{Peer: peer, Heir: "h1"}, d.err
+}
+
+func (d *fakeDaemon) Forget(_ context.Context, addrs []string) error {
+	d.got = addrs
+	return d.err
+}
+
+func quiet() *logrus.Entry {
+	log, _ := test.NewNullLogger()
+	return logrus.NewEntry(log)
+}
+
+// serve runs the API for d and returns a client.
+func serve(t *testing.T, d Daemon) *Client {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "weave", "weave.sock")
+	l, err := sock.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() { ended <- sock.Serve(ctx, NewServer(d, quiet()), l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+	return NewClient(path)
+}
+
+func full() Status {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	addr := netip.MustParseAddrPort("192.0.2.2:6783")
+	return Status{
+		Version: "1.2.3", Protocol: 1, Peer: "aaaa", Nickname: "left", Password: true, Port: 6783,
+		Address: netip.MustParseAddr("192.0.2.1"), Started: at,
+		Problems: []Problem{{Warning, "what", "do"}},
+		Refusals: []Refusal{{addr, "wrong password", "set it", 3, at}},
+		Peers:    []Peer{{ID: "bbbb", Nickname: "right", State: Up, Path: "direct UDP", Address: addr, Addresses: []netip.AddrPort{addr}, RTT: time.Millisecond, Since: at, Heard: at, Sent: 1, Received: 2, Error: "e"}},
+		Seeds:    []Seed{{Address: "right:6783", Met: true, Tried: at}},
+		Segments: []Segment{{Key: "10.32.0.0/16", Subnet: netip.MustParsePrefix("10.32.0.0/16"), ID: "0123", MTU: 1400,
+			Networks: []Network{{"n1", "net"}}, Members: []string{"left"}, Endpoints: 1}},
+		Endpoints: []Endpoint{{ID: "e1", Container: "web", MAC: "02:00:00:00:00:01", Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.1")},
+			Network: "net", Segment: "10.32.0.0/16", Host: "left", Peer: "aaaa", Local: true}},
+		IPAM: []Pool{{Subnet: netip.MustParsePrefix("10.32.0.0/16"), Size: 65534, Owned: 2, Leased: 1, Free: 1, Owners: []Owner{{"aaaa", "left", 2}}, Conflicts: []string{"c"}}},
+	}
+}
+
+func TestStatus(t *testing.T) {
+	want := full()
+	got, err := serve(t, &fakeDaemon{status: want}).Status(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// TestZeroStatus holds that a plugin that knows nothing yet can say so.
+func TestZeroStatus(t *testing.T) {
+	got, err := serve(t, &fakeDaemon{}).Status(context.Background())
+	if err != nil || !reflect.DeepEqual(got, Status{}.withLists()) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+func TestConnect(t *testing.T) {
+	d := &fakeDaemon{results: []ConnectResult{{Address: "a:6783", Peer: "bbbb", Nickname: "right"}, {Address: "b:1", Error: "no answer"}}}
+	got, err := serve(t, d).Connect(context.Background(), []string{"a", "b:1"})
+	if err != nil || !reflect.DeepEqual(got, d.results) || !reflect.DeepEqual(d.got, []string{"a", "b:1"}) {
+		t.Errorf("got %+v, %v; daemon got %v", got, err, d.got)
+	}
+}
+
+func TestRemovePeer(t *testing.T) {
+	d := &fakeDaemon{}
+	got, err := serve(t, d).RemovePeer(context.Background(), "h3", true)
+	if err != nil || got.Heir != "h1" || !reflect.DeepEqual(d.got, []string{"h3", "true"}) {
+		t.Errorf("RemovePeer: %+v, %v; the daemon got %q", got, err, d.got)
+	}
+	if _, err := serve(t, d).RemovePeer(context.Background(), "", false); err == nil {
+		t.Error("removed nobody")
+	}
+}
+
+func TestForget(t *testing.T) {
+	d := &fakeDaemon{}
+	if err := serve(t, d).Forget(context.Background(), []string{"a", "b:1"}); err != nil || !reflect.DeepEqual(d.got, []string{"a", "b:1"}) {
+		t.Errorf("%v; daemon got %v", err, d.got)
+	}
+}
+
+func TestDaemonError(t *testing.T) {
+	c := serve(t, &fakeDaemon{err: errors.New("state is corrupt")})
+	if _, err := c.Status(context.Background()); err == nil || err.Error() != "state is corrupt" {
+		t.Errorf("Status: %v", err)
+	}
+	if _, err := c.Connect(context.Background(), []string{"a"}); err == nil || err.Error() != "state is corrupt" {
+		t.Errorf("Connect: %v", err)
+	}
+	if err := c.Forget(context.Background(), []string{"a"}); err == nil || err.Error() != "state is corrupt" {
+		t.Errorf("Forget: %v", err)
+	}
+}
+
+func TestBadRequests(t *testing.T) {
+	h := NewServer(&fakeDaemon{}, quiet()).Handler
+	tooMany, err := json.Marshal(addresses{make([]string, maxAddresses+1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		method, path, body string
+		status             int
+	}{
+		{http.MethodPost, statusPath, "", http.StatusMethodNotAllowed},
+		{http.MethodGet, connectPath, "", http.StatusMethodNotAllowed},
+		{http.MethodGet, "/", "", http.StatusNotFound},
+		{http.MethodPost, connectPath, "", http.StatusBadRequest},
+		{http.MethodPost, connectPath, "{", http.StatusBadRequest},
+		{http.MethodPost, connectPath, `{"addresses":[]}`, http.StatusBadRequest},
+		{http.MethodPost, connectPath, string(tooMany), http.StatusBadRequest},
+		{http.MethodPost, connectPath, `{"addresses":["` + strings.Repeat("x", maxRequest) + `"]}`, http.StatusBadRequest},
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(c.method, c.path, strings.NewReader(c.body)))
+		if w.Code != c.status {
+			t.Errorf("%s %s %.40s: %d, want %d", c.method, c.path, c.body, w.Code, c.status)
+		}
+	}
+}
+
+func TestNobodyThere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	if _, err := NewClient(path).Status(context.Background()); !errors.Is(err, ErrNotRunning) || !strings.Contains(err.Error(), path) {
+		t.Errorf("no socket: %v", err)
+	}
+	l, err := sock.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale := filepath.Join(filepath.Dir(path), "stale")
+	if err := errors.Join(os.Rename(path, stale), l.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewClient(stale).Status(context.Background()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("stale socket: %v", err)
+	}
+}
+
+func TestTranslate(t *testing.T) {
+	c := NewClient("/run/s")
+	denied := &net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EACCES)}
+	if err := c.translate(denied); !errors.Is(err, ErrPermission) {
+		t.Errorf("EACCES: %v", err)
+	}
+	if err := c.translate(context.Canceled); !errors.Is(err, context.Canceled) {
+		t.Errorf("other error: %v", err)
+	}
+}
+
+func TestStrangeAnswers(t *testing.T) {
+	for body, want := range map[string]string{
+		"":       "malformed answer",
+		"<html>": "malformed answer",
+	} {
+		c := serveHTTP(t, http.StatusOK, body)
+		if _, err := c.Status(context.Background()); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v", body, err)
+		}
+	}
+	c := serveHTTP(t, http.StatusTeapot, "no JSON")
+	if _, err := c.Status(context.Background()); err == nil || !strings.Contains(err.Error(), "418") {
+		t.Errorf("teapot: %v", err)
+	}
+}
+
+// serveHTTP serves one fixed answer.
+func serveHTTP(t *testing.T, status int, body string) *Client {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := sock.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	})}
+	ended := make(chan error)
+	go func() { ended <- srv.Serve(l) }()
+	t.Cleanup(func() {
+		_ = srv.Close()
+		<-ended
+	})
+	return NewClient(path)
+}

@@ -1,0 +1,52 @@
+package control
+
+import (
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+)
+
+func scrape(d Daemon) (int, string) {
+	answer := httptest.NewRecorder()
+	newMetrics(d).ServeHTTP(answer, httptest.NewRequest(http.MethodGet, metricsPath, nil))
+	return answer.Code, answer.Body.String()
+}
+
+func TestMetrics(t *testing.T) {
+	d := &fakeDaemon{status: Status{
+		Version: "1", Peer: "me", Nickname: "h1",
+		Problems: []Problem{{Severity: Error}, {Severity: Error}},
+		Peers: []Peer{
+			{ID: "p", Nickname: "h2", State: Up, RTT: 2 * time.Millisecond, Sent: 7},
+			{ID: "q", Nickname: "odd\"\nname\xff", State: Down},
+		},
+		Endpoints: []Endpoint{{Local: true}, {}, {}},
+		IPAM:      []Pool{{Subnet: netip.MustParsePrefix("10.40.0.0/16"), Leased: 3, Conflicts: []string{"one"}}},
+	}}
+	code, text := scrape(d)
+	if code != http.StatusOK {
+		t.Fatalf("status %d: %s", code, text)
+	}
+	for _, want := range []string{
+		`weave_info{nickname="h1",peer="me",version="1"} 1`,
+		`weave_problems{severity="error"} 2`,
+		`weave_problems{severity="warning"} 0`,
+		`weave_peer_up{nickname="h2",peer="p"} 1`,
+		`weave_peer_rtt_seconds{nickname="h2",peer="p"} 0.002`,
+		`weave_peer_sent_bytes_total{nickname="h2",peer="p"} 7`,
+		`weave_endpoints{place="remote"} 2`,
+		`weave_ipam_leased_addresses{pool="10.40.0.0/16"} 3`,
+		`weave_ipam_clashes{pool="10.40.0.0/16"} 1`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("no line %s in\n%s", want, text)
+		}
+	}
+	if code, _ := scrape(&fakeDaemon{err: errors.New("broken")}); code == http.StatusOK {
+		t.Error("a status that cannot be had is no metric")
+	}
+}

@@ -1,0 +1,165 @@
+// Package control is the API between the running plugin and the command line:
+// HTTP and JSON on a unix socket that only root may use. It holds the types of
+// the API, the server, which asks a Daemon, and the client.
+//
+// It knows nothing of meshes and pools: the daemon fills in the types, the
+// command line shows them.
+package control
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Status is what the plugin knows of itself and its cluster. Lists are in the
+// order in which they are to be shown.
+type Status struct {
+	Version  string     `json:"version"`
+	Protocol int        `json:"protocol"` // of the mesh, on the wire
+	Peer     string     `json:"peer"`     // this host's peer ID
+	Nickname string     `json:"nickname"`
+	Password bool       `json:"password"` // whether one is set
+	Port     uint16     `json:"port"`
+	Address  netip.Addr `json:"address,omitzero"` // underlay address in use; zero: not known yet
+	Started  time.Time  `json:"started"`
+
+	Problems  []Problem  `json:"problems"` // the gravest first
+	Refusals  []Refusal  `json:"refusals"`
+	Peers     []Peer     `json:"peers"` // the others, without this host
+	Seeds     []Seed     `json:"seeds"`
+	Segments  []Segment  `json:"segments"`
+	Endpoints []Endpoint `json:"endpoints"`
+	IPAM      []Pool     `json:"ipam"`
+}
+
+// withLists returns s with empty lists in place of nil ones: programs read an
+// empty list from JSON more easily than null.
+func (s Status) withLists() Status {
+	s.Problems = append([]Problem{}, s.Problems...)
+	s.Refusals = append([]Refusal{}, s.Refusals...)
+	s.Peers = append([]Peer{}, s.Peers...)
+	s.Seeds = append([]Seed{}, s.Seeds...)
+	s.Segments = append([]Segment{}, s.Segments...)
+	s.Endpoints = append([]Endpoint{}, s.Endpoints...)
+	s.IPAM = append([]Pool{}, s.IPAM...)
+	return s
+}
+
+// Severity tells how bad a problem is.
+type Severity string
+
+// The severities.
+const (
+	Error   Severity = "error"   // work is refused, or something does not work
+	Warning Severity = "warning" // something works less well than it should
+)
+
+// Problem is something that a person should know and can change.
+type Problem struct {
+	Severity Severity `json:"severity"`
+	What     string   `json:"what"` // one sentence, without a full stop
+	Do       string   `json:"do"`   // the way out, in the same form
+}
+
+// Refusal is an address that was not let in, or did not let us in. What such a
+// stranger says of itself is not proven.
+type Refusal struct {
+	Address netip.AddrPort `json:"address"`
+	Why     string         `json:"why"`
+	Do      string         `json:"do"`
+	Count   uint64         `json:"count"`
+	Last    time.Time      `json:"last"`
+}
+
+// PeerState tells whether a peer can be reached.
+type PeerState string
+
+// The states of a peer.
+const (
+	Up         PeerState = "up"
+	Connecting PeerState = "connecting"
+	Down       PeerState = "down"
+)
+
+// Peer is another host of the cluster.
+type Peer struct {
+	ID        string           `json:"id"`
+	Nickname  string           `json:"nickname"`
+	State     PeerState        `json:"state"`
+	Path      string           `json:"path"` // how it is reached, as "direct UDP"
+	Address   netip.AddrPort   `json:"address,omitzero"`
+	Addresses []netip.AddrPort `json:"addresses"` // all candidates
+	RTT       time.Duration    `json:"rttNanoseconds"`
+	Since     time.Time        `json:"since,omitzero"` // of the state
+	Heard     time.Time        `json:"heard,omitzero"` // its last authentic datagram
+	Sent      uint64           `json:"sentBytes"`
+	Received  uint64           `json:"receivedBytes"`
+	Error     string           `json:"error,omitempty"` // the last one
+}
+
+// Seed is an address that the operator named.
+type Seed struct {
+	Address string    `json:"address"` // host:port
+	Met     bool      `json:"met"`     // a peer of this cluster answers there
+	Self    bool      `json:"self"`    // it is this host
+	Error   string    `json:"error,omitempty"`
+	Tried   time.Time `json:"tried,omitzero"` // zero: not yet
+}
+
+// Segment is a layer-2 domain that this host takes part in.
+type Segment struct {
+	Key       string       `json:"key"`
+	Subnet    netip.Prefix `json:"subnet,omitzero"`
+	ID        string       `json:"id"`
+	MTU       int          `json:"mtu"`
+	Networks  []Network    `json:"networks"`  // of this host
+	Members   []string     `json:"members"`   // nicknames of the peers that have it, this host included
+	Endpoints int          `json:"endpoints"` // of this host
+}
+
+// Network is one of Docker's networks on this host.
+type Network struct {
+	ID   string `json:"id"`
+	Name string `json:"name"` // empty until the engine was asked
+}
+
+// Endpoint is a container's attachment, on this host or another.
+type Endpoint struct {
+	ID        string       `json:"id"`
+	Container string       `json:"container"` // its name; empty if not known
+	MAC       string       `json:"mac"`
+	Addresses []netip.Addr `json:"addresses"`
+	Network   string       `json:"network,omitempty"` // name or ID, of local ones
+	Segment   string       `json:"segment"`           // its key
+	Host      string       `json:"host"`              // nickname of the peer
+	Peer      string       `json:"peer"`              // its ID
+	Local     bool         `json:"local"`
+}
+
+// Pool is a subnet that addresses are given from.
+type Pool struct {
+	Subnet netip.Prefix `json:"subnet"`
+	Size   uint64       `json:"size"`   // addresses in all; 2^64-1 stands for more
+	Owned  uint64       `json:"owned"`  // by this host
+	Leased uint64       `json:"leased"` // of those
+	Free   uint64       `json:"free"`   // of those
+	// FreeElsewhere is what the other hosts last said that they have free.
+	FreeElsewhere uint64   `json:"freeElsewhere"`
+	Owners        []Owner  `json:"owners"`
+	Conflicts     []string `json:"conflicts"` // one sentence each
+}
+
+// Owner is a peer that owns addresses of a pool.
+type Owner struct {
+	Peer     string `json:"peer"`
+	Nickname string `json:"nickname"`
+	Owned    uint64 `json:"owned"`
+}
+
+// ConnectResult tells what came of one address of a Connect call.
+type ConnectResult struct {
+	Address  string `json:"address"` // host:port
+	Peer     string `json:"peer,omitempty"`
+	Nickname string `json:"nickname,omitempty"`
+	Error    string `json:"error,omitempty"` // why there is no peer
+}

@@ -1,0 +1,171 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"weave/driver"
+	"weave/ipam"
+	"weave/ipam/ring"
+	"weave/mesh"
+	"weave/mesh/id"
+	"weave/plugin/dockerapi"
+)
+
+// fabric is the mesh as the network driver sees it.
+type fabric struct {
+	node      *mesh.Node
+	allocator *ipam.Allocator
+	mtu       int // of a segment that nobody has chosen one for
+}
+
+// JoinSegment implements driver.Fabric.
+func (f fabric) JoinSegment(_ context.Context, s driver.Segment) (driver.Port, error) {
+	mtu := s.MTU
+	if mtu == 0 {
+		mtu = f.mtu
+	}
+	link, mtu, err := f.node.JoinSegment(s.Key, mtu)
+	return driver.Port{Link: link, MTU: mtu}, err
+}
+
+// LeaveSegment implements driver.Fabric.
+func (f fabric) LeaveSegment(key string) error { return f.node.LeaveSegment(key) }
+
+// Announce implements driver.Fabric. An endpoint whose address belongs to a
+// container of another host, since two clusters merged, stays unannounced until
+// its container restarts.
+func (f fabric) Announce(e driver.Endpoint) error {
+	if clashes(f.allocator.Clashes(), e.Segment, e.Addrs) {
+		f.node.Withdraw(e.ID)
+		return nil
+	}
+	out := mesh.Endpoint{ID: e.ID, Segment: e.Segment, Addrs: e.Addrs, Container: e.Container}
+	copy(out.MAC[:], e.MAC)
+	return f.node.Announce(out)
+}
+
+// Withdraw implements driver.Fabric.
+func (f fabric) Withdraw(endpointID string) error {
+	f.node.Withdraw(endpointID)
+	return nil
+}
+
+// Holder implements driver.Fabric.
+func (f fabric) Holder(segment string, addr netip.Addr) (driver.Holder, bool) {
+	e, ok := f.node.Holder(segment, addr)
+	if !ok {
+		return driver.Holder{}, false
+	}
+	return driver.Holder{Host: f.node.Nickname(e.Owner), Container: e.Container, Endpoint: e.ID}, true
+}
+
+// pools is the allocator as Docker's IPAM calls see it.
+type pools struct {
+	allocator leaser
+	driver    addressBook
+	started   time.Time // leases that are older are from before this run
+
+	reclaiming sync.Mutex
+}
+
+// What pools needs of the allocator and the driver.
+type (
+	leaser interface {
+		RequestPool(ctx context.Context, r ipam.PoolRequest) (ipam.PoolReply, error)
+		ReleasePool(ctx context.Context, id string) error
+		RequestAddress(ctx context.Context, r ipam.AddressRequest) (netip.Prefix, error)
+		ReleaseAddress(ctx context.Context, poolID string, addr netip.Addr) error
+		Leases() []ipam.Lease
+	}
+	addressBook interface {
+		HasSubnet(subnet netip.Prefix) bool
+		Endpoints() []driver.EndpointStatus
+	}
+)
+
+func newPools(a leaser, d addressBook) *pools {
+	return &pools{allocator: a, driver: d, started: time.Now()}
+}
+
+// RequestPool implements dockerapi.IpamDriver.
+func (p *pools) RequestPool(ctx context.Context, r dockerapi.RequestPool) (dockerapi.Pool, error) {
+	got, err := p.allocator.RequestPool(ctx, ipam.PoolRequest{Pool: r.Pool, SubPool: r.SubPool, Options: r.Options, V6: r.V6})
+	return dockerapi.Pool{ID: got.ID, Prefix: got.Pool}, err
+}
+
+// ReleasePool implements dockerapi.IpamDriver.
+func (p *pools) ReleasePool(ctx context.Context, poolID string) error {
+	return p.allocator.ReleasePool(ctx, poolID)
+}
+
+// RequestAddress implements dockerapi.IpamDriver. Docker does not say whether
+// an address is a container's or one that `--aux-address` keeps free; but the
+// latter it asks for before it creates the network.
+func (p *pools) RequestAddress(ctx context.Context, r dockerapi.RequestAddress) (netip.Prefix, error) {
+	kind := ipam.KindLease
+	switch {
+	case r.Gateway:
+		kind = ipam.KindGateway
+	case r.Address.IsValid():
+		if subnet, err := ipam.PoolOf(r.PoolID); err == nil && !p.driver.HasSubnet(subnet) {
+			kind = ipam.KindReserved
+		}
+	}
+	req := ipam.AddressRequest{PoolID: r.PoolID, Address: r.Address, Kind: kind}
+	got, err := p.allocator.RequestAddress(ctx, req)
+	if kind == ipam.KindLease && r.Address.IsValid() && errors.Is(err, ipam.ErrInUse) {
+		return p.reclaim(ctx, req, err)
+	}
+	return got, err
+}
+
+// reclaim gives an address to the container that Docker names, if all that
+// holds it is a lease from before this run without an endpoint: dockerd was
+// killed between the two calls that make one, and has forgotten the first.
+func (p *pools) reclaim(ctx context.Context, req ipam.AddressRequest, refusal error) (netip.Prefix, error) {
+	p.reclaiming.Lock()
+	defer p.reclaiming.Unlock()
+	for _, l := range p.allocator.Leases() {
+		if l.Addr != req.Address || l.PoolID != req.PoolID || l.Kind != ipam.KindLease || l.Since.After(p.started) {
+			continue
+		}
+		isHolder := func(e driver.EndpointStatus) bool { return holds(e, l) }
+		if slices.ContainsFunc(p.driver.Endpoints(), isHolder) {
+			continue
+		}
+		if err := p.allocator.ReleaseAddress(ctx, l.PoolID, l.Addr); err != nil {
+			return netip.Prefix{}, err
+		}
+		return p.allocator.RequestAddress(ctx, req)
+	}
+	return netip.Prefix{}, refusal
+}
+
+// ReleaseAddress implements dockerapi.IpamDriver.
+func (p *pools) ReleaseAddress(ctx context.Context, poolID string, addr netip.Addr) error {
+	return p.allocator.ReleaseAddress(ctx, poolID, addr)
+}
+
+// rings is the allocator as gossip sees it.
+type rings struct{ allocator *ipam.Allocator }
+
+// Digest implements mesh.Replica.
+func (r rings) Digest() []byte { return r.allocator.Digest() }
+
+// Missing implements mesh.Replica.
+func (r rings) Missing(digest []byte) []byte { return r.allocator.Missing(digest) }
+
+// Merge implements mesh.Replica.
+func (r rings) Merge(from id.PeerID, delta []byte) error {
+	err := r.allocator.Merge(ring.Peer(from.String()), delta)
+	if errors.Is(err, ring.ErrGap) {
+		return fmt.Errorf("%w: %w", mesh.ErrGap, err)
+	}
+	return err
+}

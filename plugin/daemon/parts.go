@@ -1,0 +1,181 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync/atomic"
+
+	"github.com/sirupsen/logrus"
+
+	"weave/driver"
+	"weave/driver/host"
+	"weave/ipam"
+	"weave/ipam/ring"
+	"weave/mesh"
+	"weave/mesh/id"
+	"weave/mesh/tunnel"
+	"weave/mesh/wire"
+	"weave/plugin/config"
+	"weave/plugin/engine"
+	"weave/plugin/store"
+)
+
+// parts is what the plugin is made of. All of it is set by build and never
+// changed, but for blocked.
+type parts struct {
+	store     *store.Store
+	kernel    *host.Kernel
+	node      *mesh.Node
+	allocator *ipam.Allocator
+	driver    *driver.Driver
+	engine    *engine.Client
+	names     *names
+	identity  id.Identity
+	address   netip.Addr // on the underlay
+
+	blocked atomic.Pointer[[]host.Blocked] // what the firewall keeps us from
+	removed chan struct{}                  // buffered: this host was removed from the cluster
+}
+
+// close gives back what build took and Run does not.
+func (p *parts) close() {
+	if p.node != nil {
+		_ = p.node.Close()
+	}
+	if p.store != nil {
+		_ = p.store.Close()
+	}
+}
+
+// build makes the parts, from the disk up. On an error nothing is left open.
+func build(cfg config.Config, log *logrus.Entry) (*parts, error) {
+	p := &parts{kernel: host.New(), engine: engine.New(cfg.EngineSocket()), names: newNames(), removed: make(chan struct{}, 1)}
+	if err := p.open(cfg, log); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *parts) open(cfg config.Config, log *logrus.Entry) (err error) {
+	if p.store, err = store.Open(cfg.StateFile()); err != nil {
+		return err
+	}
+	if p.identity, err = identity(p.store); err != nil {
+		return err
+	}
+	if p.address = cfg.Address; !p.address.IsValid() {
+		if p.address, err = p.kernel.DefaultAddr(); err != nil {
+			return err
+		}
+	}
+	mtu := cfg.MTU
+	if mtu == 0 {
+		underlay, err := p.kernel.UnderlayMTU(p.address)
+		if err != nil {
+			return err
+		}
+		mtu = min(underlay-wire.TunnelOverhead, tunnel.MaxMTU) // loopback and InfiniBand have more
+	}
+	return p.join(cfg, mtu, log)
+}
+
+// join builds allocator, node and driver, which need each other.
+func (p *parts) join(cfg config.Config, mtu int, log *logrus.Entry) (err error) {
+	c := &cluster{self: ring.Peer(p.identity.ID.String()), log: log}
+	p.allocator, err = ipam.New(ipam.Config{
+		Self: c.self, Range: cfg.IPAllocRange, Store: p.store, Cluster: c,
+		Busy: p.busy, InUse: p.inUse, Log: log,
+		Held: c.held, Holders: c.holders, OnClash: p.onClash, OnRemoved: p.onRemoved,
+	})
+	if err != nil {
+		return err
+	}
+	p.node, err = mesh.New(mesh.Config{
+		Identity: p.identity, Password: cfg.Password, Nickname: cfg.Nickname,
+		Listen: listenAddr(cfg), Advertise: p.address, Peers: cfg.Peers, Store: p.store, Log: log,
+		Replicas: map[string]mesh.Replica{replicaRings: rings{p.allocator}},
+		Answer: func(ctx context.Context, from id.PeerID, request []byte) ([]byte, error) {
+			return p.allocator.Answer(ctx, ring.Peer(from.String()), request)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	c.node = p.node
+	if err := p.disown(); err != nil {
+		return err
+	}
+	p.driver, err = driver.New(driver.Config{
+		Kernel: p.kernel, Fabric: fabric{p.node, p.allocator, mtu}, Store: p.store,
+		NetworkName: p.names.network, Log: log,
+	})
+	return err
+}
+
+// listenAddr is where the mesh listens: on the address that the operator named,
+// else on all.
+func listenAddr(cfg config.Config) netip.AddrPort {
+	if cfg.Address.IsValid() {
+		return netip.AddrPortFrom(cfg.Address, cfg.Port)
+	}
+	return netip.AddrPortFrom(netip.IPv6Unspecified(), cfg.Port)
+}
+
+// busy lists the prefixes that the host's routes use. Default routes are in
+// nobody's way.
+func (p *parts) busy() ([]netip.Prefix, error) {
+	routes, err := p.kernel.Routes()
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Prefix
+	for _, r := range routes {
+		if r.Prefix.Bits() > 0 {
+			out = append(out, r.Prefix)
+		}
+	}
+	return out, nil
+}
+
+// inUse tells whether any host has a network that overlaps a prefix.
+func (p *parts) inUse(prefix netip.Prefix) bool {
+	for _, key := range p.node.SegmentKeys() {
+		if subnet, err := netip.ParsePrefix(key); err == nil && subnet.Overlaps(prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// The bucket and the key that keep the private key.
+const (
+	bucketIdentity = "identity"
+	keyPrivate     = "private"
+)
+
+// identity loads the peer's key, or makes one at the first start. Whoever loses
+// it is a new peer.
+func identity(s *store.Store) (id.Identity, error) {
+	values, err := s.Load(bucketIdentity)
+	if err != nil {
+		return id.Identity{}, fmt.Errorf("load identity: %w", err)
+	}
+	if raw, ok := values[keyPrivate]; ok {
+		return id.FromPrivate(raw)
+	}
+	if len(values) > 0 {
+		return id.Identity{}, errors.New("state has an identity without a key")
+	}
+	made, err := id.Generate(rand.Reader)
+	if err != nil {
+		return id.Identity{}, err
+	}
+	if err := s.Apply(bucketIdentity, map[string][]byte{keyPrivate: made.Private}); err != nil {
+		return id.Identity{}, fmt.Errorf("store identity: %w", err)
+	}
+	return made, nil
+}

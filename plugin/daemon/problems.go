@@ -1,0 +1,162 @@
+package daemon
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"weave/driver/host"
+	"weave/plugin/config"
+	"weave/plugin/control"
+	"weave/plugin/sock"
+	"weave/plugin/store"
+)
+
+// patience is how long after the start peers may be silent.
+const patience = 10 * time.Second
+
+// findings is what problems are found in.
+type findings struct {
+	settings []config.Problem
+	trouble  map[string]error // by task
+	blocked  []host.Blocked
+	failures map[string]string // of segments, by key
+	status   *control.Status
+	up       time.Duration // since the start
+}
+
+// problems collects what is wrong and what to do about it, errors first.
+type problems []control.Problem
+
+func (l *problems) add(sev control.Severity, do, format string, args ...any) {
+	*l = append(*l, control.Problem{Severity: sev, What: fmt.Sprintf(format, args...), Do: do})
+}
+
+func (f findings) problems() []control.Problem {
+	var l problems
+	for _, x := range f.settings {
+		l.add(control.Error, x.WayOut, "%s=%s: %s", x.Setting, x.Value, x.Why)
+	}
+	for _, task := range slices.Sorted(maps.Keys(f.trouble)) {
+		l.add(control.Error, wayOut(f.trouble[task]), "cannot %s: %v", task, f.trouble[task])
+	}
+	for _, b := range f.blocked {
+		l.add(control.Error, "run `"+b.Command+"`, or set "+b.Sysctl+"=0", "%s", b)
+	}
+	for _, key := range slices.Sorted(maps.Keys(f.failures)) {
+		l.add(control.Error, "restart the plugin", "segment %s carries nothing: %s", key, f.failures[key])
+	}
+	f.pools(&l)
+	f.clashes(&l)
+	f.peers(&l)
+	slices.SortStableFunc(l, func(a, b control.Problem) int { return cmp.Compare(gravity(a), gravity(b)) })
+	return l
+}
+
+func gravity(p control.Problem) int {
+	if p.Severity == control.Error {
+		return 0
+	}
+	return 1
+}
+
+// wayOut says what ends the everyday kinds of trouble. All tasks are tried
+// again until they succeed.
+func wayOut(err error) string {
+	switch {
+	case errors.Is(err, sock.ErrInUse), errors.Is(err, store.ErrLocked):
+		return "stop the other weave on this host"
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "stop the program that uses the port, or set " + config.Port + " to a free one"
+	case errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, host.ErrNoSuchAddr):
+		return "set " + config.Address + " to an address of this host, or leave it out for that of the default route"
+	case errors.Is(err, store.ErrCorrupt):
+		return "put a backup of the file in its place; or move it away: then this host is a new peer, without its networks and addresses"
+	case errors.Is(err, store.ErrFormat):
+		return "run the version of weave that wrote the file"
+	case errors.Is(err, host.ErrNoDefaultRoute):
+		return "set " + config.Address + " to this host's address on the network between the hosts"
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "make room on the disk"
+	}
+	return "see the plugin's log; it is tried again until it succeeds"
+}
+
+// samePassword is the way out where passwords differ, or are missing.
+const samePassword = "give all hosts the same password, by " + config.PasswordFile + " or " + config.Password
+
+// peers tells who is missed, and who may come in.
+func (f findings) peers(l *problems) {
+	s := f.status
+	const open = "check that weave runs there, and that the way is open for UDP and TCP on its port"
+	if !s.Password && s.Peer != "" {
+		l.add(control.Warning, samePassword,
+			"no password is set: traffic is encrypted, but any host that reaches port %d can join", s.Port)
+	}
+	for _, x := range s.Seeds {
+		if x.Met || x.Self || x.Tried.IsZero() {
+			continue
+		}
+		do := open
+		switch {
+		case strings.Contains(x.Error, "password"):
+			do = samePassword
+		case strings.Contains(x.Error, "resolve"):
+			do = "use its IP address, or a name that this host can resolve"
+		}
+		l.add(control.Warning, do, "no peer was met at %s: %s", x.Address, strings.TrimPrefix(x.Error, "connect to "+x.Address+": "))
+	}
+	for _, x := range s.Peers {
+		if x.State != control.Up && f.up > patience {
+			l.add(control.Warning, open, "host %s does not answer", x.Nickname)
+		}
+	}
+}
+
+func (f findings) pools(l *problems) {
+	for _, x := range f.status.IPAM {
+		if x.Free == 0 && x.FreeElsewhere == 0 && x.Leased > 0 {
+			l.add(control.Warning, "remove containers that are not needed, or use a network with a larger --subnet",
+				"pool %s is full: no host has a free address", x.Subnet)
+		}
+		for _, c := range x.Conflicts {
+			l.add(control.Error, "restart the container: it gets another address; or give it another --ip", "pool %s: %s", x.Subnet, c)
+		}
+	}
+}
+
+// clashes tells of addresses that two hosts announce on one segment.
+func (f findings) clashes(l *problems) {
+	type place struct {
+		segment string
+		addr    netip.Addr
+	}
+	first := map[place]control.Endpoint{}
+	for _, e := range f.status.Endpoints {
+		for _, a := range e.Addresses {
+			key := place{e.Segment, a}
+			other, taken := first[key]
+			if !taken {
+				first[key] = e
+			} else if other.Peer != e.Peer {
+				l.add(control.Error, "restart one of the two; use --ipam-driver weave for networks that share a subnet",
+					"address %s on segment %s is used by %s on %s and by %s on %s",
+					a, e.Segment, container(other), other.Host, container(e), e.Host)
+			}
+		}
+	}
+}
+
+// container names an endpoint to a person.
+func container(e control.Endpoint) string {
+	if e.Container == "" {
+		return "endpoint " + e.ID[:min(len(e.ID), 12)]
+	}
+	return e.Container
+}

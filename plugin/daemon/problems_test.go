@@ -1,0 +1,191 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"weave/driver/host"
+	"weave/ipam"
+	"weave/mesh"
+	"weave/mesh/id"
+	"weave/mesh/transport"
+	"weave/plugin/config"
+	"weave/plugin/control"
+	"weave/plugin/sock"
+	"weave/plugin/store"
+)
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+// healthy is a host of which there is nothing to say.
+func healthy() findings {
+	return findings{up: time.Hour, status: &control.Status{
+		Peer: "self", Nickname: "left", Password: true, Port: 6783,
+		Peers: []control.Peer{{ID: "other", Nickname: "right", State: control.Up}},
+		Seeds: []control.Seed{
+			{Address: "right:6783", Met: true, Tried: time.Unix(1, 0)},
+			{Address: "left:6783", Self: true, Tried: time.Unix(1, 0)},
+			{Address: "new:6783"},
+		},
+		Endpoints: []control.Endpoint{
+			{ID: "e1", Container: "web", Addresses: []netip.Addr{addr("10.1.0.1"), addr("fd00::1")}, Segment: "a", Host: "left", Peer: "self", Local: true},
+			{ID: "e2", Addresses: []netip.Addr{addr("10.1.0.1")}, Segment: "b", Host: "right", Peer: "other"},
+		},
+		IPAM: []control.Pool{{Subnet: netip.MustParsePrefix("10.1.0.0/16")}},
+	}}
+}
+
+func TestProblems(t *testing.T) {
+	if got := healthy().problems(); len(got) != 0 {
+		t.Errorf("healthy: %v", got)
+	}
+	trouble := func(err error) func(*findings) {
+		return func(f *findings) { f.trouble = map[string]error{"start": fmt.Errorf("outer: %w", err)} }
+	}
+	for name, c := range map[string]struct {
+		change func(*findings)
+		sev    control.Severity
+		words  []string // of what and what to do
+	}{
+		"setting": {func(f *findings) {
+			f.settings = []config.Problem{{Setting: "WEAVE_MTU", Value: "12", Why: "too small", WayOut: "leave it out"}}
+		}, control.Error, []string{"WEAVE_MTU=12", "too small", "-> leave it out"}},
+		"task":         {trouble(errFirst), control.Error, []string{"cannot start: outer: first", "-> see the plugin's log"}},
+		"port taken":   {trouble(syscall.EADDRINUSE), control.Error, []string{"-> stop the program that uses the port", "WEAVE_PORT"}},
+		"no address":   {trouble(syscall.EADDRNOTAVAIL), control.Error, []string{"WEAVE_ADDRESS"}},
+		"corrupt":      {trouble(store.ErrCorrupt), control.Error, []string{"corrupt state", "backup"}},
+		"format":       {trouble(store.ErrFormat), control.Error, []string{"version"}},
+		"locked":       {trouble(store.ErrLocked), control.Error, []string{"-> stop the other weave"}},
+		"socket taken": {trouble(sock.ErrInUse), control.Error, []string{"-> stop the other weave"}},
+		"disk full":    {trouble(syscall.ENOSPC), control.Error, []string{"room"}},
+		"firewall": {func(f *findings) {
+			f.blocked = []host.Blocked{{Family: "IPv4", Command: "iptables-legacy -I", Sysctl: "net.x"}}
+		}, control.Error, []string{"IPv4 firewall", "-> run `iptables-legacy -I`, or set net.x=0"}},
+		"TAP": {func(f *findings) { f.failures = map[string]string{"10.1.0.0/16": "bad file"} }, control.Error, []string{"10.1.0.0/16", "bad file"}},
+		"clash": {func(f *findings) { f.status.Endpoints[1].Segment = "a" }, control.Error,
+			[]string{"address 10.1.0.1 on segment a", "web on left", "endpoint e2 on right", "--ipam-driver weave"}},
+		"pool": {func(f *findings) { f.status.IPAM[0].Conflicts = []string{"twice"} }, control.Error, []string{"pool 10.1.0.0/16: twice", "restart the container"}},
+		"no password": {func(f *findings) { f.status.Password = false }, control.Warning,
+			[]string{"no password", "6783", "WEAVE_PASSWORD"}},
+		"seed": {func(f *findings) {
+			f.status.Seeds[2].Tried, f.status.Seeds[2].Error = time.Unix(1, 0), "no answer"
+		}, control.Warning, []string{"new:6783: no answer", "UDP and TCP"}},
+		"peer": {func(f *findings) { f.status.Peers[0].State = control.Connecting }, control.Warning, []string{"host right does not answer"}},
+	} {
+		f := healthy()
+		c.change(&f)
+		got := f.problems()
+		if len(got) != 1 {
+			t.Errorf("%s: %v", name, got)
+			continue
+		}
+		text := got[0].What + " -> " + got[0].Do
+		for _, w := range c.words {
+			if got[0].Severity != c.sev || !strings.Contains(text, w) {
+				t.Errorf("%s: %s: %q lacks %q", name, got[0].Severity, text, w)
+			}
+		}
+	}
+}
+
+func TestProblemsInOrder(t *testing.T) {
+	f := healthy()
+	f.status.Password = false
+	f.trouble = map[string]error{"b": errFirst, "a": errFirst}
+	got := f.problems()
+	if len(got) != 3 || !strings.Contains(got[0].What, "cannot a") || got[2].Severity != control.Warning {
+		t.Errorf("%v", got)
+	}
+	// Right after the start peers have not had the time to answer, and what
+	// is not known yet is no problem.
+	f = healthy()
+	f.up, f.status.Peers[0].State = time.Second, control.Down
+	if got := f.problems(); len(got) != 0 {
+		t.Errorf("just started: %v", got)
+	}
+	f = findings{status: &control.Status{}, settings: []config.Problem{{Setting: "WEAVE_PASSWORD", Why: "w", WayOut: "o"}}}
+	if got := f.problems(); len(got) != 1 {
+		t.Errorf("a bad password is not a missing one: %v", got)
+	}
+}
+
+func TestPeerStatus(t *testing.T) {
+	for _, c := range []struct {
+		alive bool
+		path  string
+		want  control.PeerState
+	}{
+		{true, transport.StateUp, control.Up},
+		{false, transport.StateUp, control.Connecting},
+		{true, transport.StateConnecting, control.Connecting},
+		{false, transport.StateConnecting, control.Connecting},
+		{false, transport.StateDown, control.Down},
+		{false, "", control.Down},
+	} {
+		x := mesh.Peer{ID: id.PeerID{1}, Nickname: "n", Alive: c.alive, Path: transport.PeerStatus{State: c.path, LastError: "e"}}
+		got := peerStatus(x)
+		if got.State != c.want || (got.State == control.Up) != (got.Error == "") {
+			t.Errorf("alive %v, path %q: %+v", c.alive, c.path, got)
+		}
+	}
+}
+
+func TestRefusalStatus(t *testing.T) {
+	for _, c := range []struct {
+		r    transport.Refusal
+		want string
+	}{
+		{transport.Refusal{Reason: "password differs"}, "WEAVE_PASSWORD"},
+		{transport.Refusal{Reason: "protocol version 2, ours is 1"}, "same version"},
+		{transport.Refusal{Reason: "odd", ByThem: true}, "that host's plugin"},
+		{transport.Refusal{Reason: "odd"}, "this plugin"},
+	} {
+		c.r.Addr, c.r.Count = addr("192.0.2.1"), 3
+		got := refusalStatus(c.r)
+		if !strings.Contains(got.Do, c.want) || got.Why != c.r.Reason || got.Count != 3 || got.Address.Addr() != c.r.Addr {
+			t.Errorf("%+v: %+v", c.r, got)
+		}
+	}
+}
+
+func TestPoolStatus(t *testing.T) {
+	got := poolStatus(ipam.PoolStatus{
+		Pool: netip.MustParsePrefix("10.1.0.0/24"), Leases: 3, Free: 5, LeasesOff: "off",
+		Owners:    []ipam.OwnerStatus{{Peer: "p", Host: "left", Addresses: 100}, {Peer: "q", Host: "right", Addresses: 154}},
+		Conflicts: []ipam.Clash{{Addr: netip.MustParseAddr("10.1.0.9"), Host: "far", Kind: ipam.KindLease}, {Host: "far", Kind: ipam.KindGateway}},
+	}, "q", map[netip.Prefix]string{netip.MustParsePrefix("10.1.0.9/24"): "web"})
+	if !strings.Contains(got.Conflicts[0], "web") || !strings.Contains(got.Conflicts[0], "far") {
+		t.Errorf("%q", got.Conflicts)
+	}
+	if got.Size != 256 || got.Owned != 154 || got.Leased != 3 || got.Free != 5 || len(got.Owners) != 2 || len(got.Conflicts) != 3 {
+		t.Errorf("%+v", got)
+	}
+	for prefix, want := range map[string]uint64{"10.0.0.0/8": 1 << 24, "10.0.0.1/32": 1, "fd00::/64": ^uint64(0), "fd00::/65": 1 << 63, "::/0": ^uint64(0)} {
+		if n := size(netip.MustParsePrefix(prefix)); n != want {
+			t.Errorf("size of %s: %d", prefix, n)
+		}
+	}
+}
+
+// TestPersist holds that trouble is known while it lasts, and no longer.
+func TestPersist(t *testing.T) {
+	d := &daemon{log: quiet(), trouble: map[string]error{}}
+	tries := 0
+	err := d.persist(t.Context(), "try", func() error {
+		if tries++; tries == 2 {
+			if !errors.Is(d.trouble["try"], errFirst) {
+				t.Errorf("trouble %v", d.trouble)
+			}
+			return nil
+		}
+		return errFirst
+	})
+	if err != nil || len(d.trouble) != 0 || tries != 2 {
+		t.Errorf("%v after %d tries, trouble %v", err, tries, d.trouble)
+	}
+}

@@ -1,0 +1,292 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"weave/driver"
+	"weave/ipam"
+	"weave/ipam/ring"
+	"weave/mesh"
+	"weave/mesh/transport"
+	"weave/mesh/wire"
+	"weave/plugin/config"
+	"weave/plugin/control"
+)
+
+// Status implements control.Daemon.
+func (d *daemon) Status(context.Context) (control.Status, error) {
+	s := control.Status{
+		Version: d.version, Protocol: wire.Version, Nickname: d.cfg.Nickname,
+		Password: len(d.cfg.Password) > 0, Port: d.cfg.Port, Started: d.started,
+	}
+	f := findings{settings: d.problems, status: &s, up: time.Since(d.started)}
+	d.mu.Lock()
+	f.trouble = maps.Clone(d.trouble)
+	d.mu.Unlock()
+	if p := d.parts.Load(); p != nil {
+		d.describe(&s, p)
+		f.failures = p.failures()
+		if blocked := p.blocked.Load(); blocked != nil {
+			f.blocked = *blocked
+		}
+	}
+	s.Problems = f.problems()
+	return s, nil
+}
+
+// failures returns why segments carry nothing, by key.
+func (p *parts) failures() map[string]string {
+	out := map[string]string{}
+	for _, x := range p.node.Segments() {
+		if x.Stats.Failure != "" {
+			out[x.Key] = x.Stats.Failure
+		}
+	}
+	return out
+}
+
+// describe fills in what the parts know.
+func (d *daemon) describe(s *control.Status, p *parts) {
+	s.Peer, s.Address = p.identity.ID.String(), p.address
+	endpoints := p.driver.Endpoints()
+	joined := map[netip.Addr]bool{} // addresses of living peers
+	removed := p.allocator.Removed()
+	for _, x := range p.node.Peers() {
+		if _, gone := removed[ring.Peer(x.ID.String())]; gone && !x.Alive {
+			continue
+		}
+		s.Peers = append(s.Peers, peerStatus(x))
+		joined[x.Path.Addr.Addr()] = x.Alive
+	}
+	for _, x := range p.node.Seeds() {
+		s.Seeds = append(s.Seeds, control.Seed{Address: x.Addr, Met: x.Met(), Self: x.Self, Error: x.Error, Tried: x.Tried})
+	}
+	for _, x := range p.node.Refusals() {
+		if time.Since(x.At) < refusalAge && !joined[x.Addr] {
+			s.Refusals = append(s.Refusals, refusalStatus(x))
+		}
+	}
+	s.Segments = p.segmentStatus(d.cfg.Nickname, endpoints)
+	s.Endpoints = p.endpointStatus(endpoints)
+	containers := map[netip.Prefix]string{} // by address and length of the subnet
+	for _, e := range endpoints {
+		for _, a := range e.Addrs {
+			containers[a] = e.Container
+		}
+	}
+	for _, x := range p.allocator.Status() {
+		pool := poolStatus(x, p.identity.ID.String(), containers)
+		for _, free := range p.node.Free(x.Pool.String()) {
+			pool.FreeElsewhere += min(free, ^uint64(0)-pool.FreeElsewhere)
+		}
+		s.IPAM = append(s.IPAM, pool)
+	}
+}
+
+func peerStatus(x mesh.Peer) control.Peer {
+	out := control.Peer{
+		ID: x.ID.String(), Nickname: x.Nickname, State: control.Down,
+		Address: x.Path.Addr, Addresses: x.Path.Candidates, RTT: x.Path.RTT,
+		Since: x.Since, Heard: x.Path.LastHeard,
+		Sent: x.Path.TxBytes, Received: x.Path.RxBytes, Error: x.Path.LastError,
+	}
+	switch {
+	case x.Path.State == transport.StateUp && x.Alive:
+		out.State, out.Path, out.Error = control.Up, "direct UDP", ""
+	case x.Path.State == transport.StateUp, x.Path.State == transport.StateConnecting:
+		out.State = control.Connecting
+	}
+	return out
+}
+
+// refusalAge is how long a refusal is shown: hosts that are still refused try
+// again and again, the others have found their way.
+const refusalAge = 5 * time.Minute
+
+func refusalStatus(x transport.Refusal) control.Refusal {
+	out := control.Refusal{Address: netip.AddrPortFrom(x.Addr, 0), Why: x.Reason, Count: uint64(x.Count), Last: x.At}
+	whose := "this plugin"
+	if x.ByThem {
+		whose = "that host's plugin"
+	}
+	switch {
+	case strings.Contains(x.Reason, "password"):
+		out.Do = samePassword + "; what is no host of yours can be ignored"
+	case strings.Contains(x.Reason, "version"):
+		out.Do = "run the same version of weave on both hosts"
+	default:
+		out.Do = "see the log of " + whose
+	}
+	return out
+}
+
+// segmentStatus lists the segments of this host with its networks on them.
+func (p *parts) segmentStatus(self string, endpoints []driver.EndpointStatus) []control.Segment {
+	networks := map[string][]control.Network{}
+	subnets := map[string]netip.Prefix{}
+	for _, n := range p.driver.Networks() {
+		networks[n.Segment] = append(networks[n.Segment], control.Network{ID: n.ID, Name: n.Name})
+		if len(n.Subnets) > 0 {
+			subnets[n.Segment] = n.Subnets[0]
+		}
+	}
+	joined := map[string]int{}
+	for _, e := range endpoints {
+		joined[e.Segment]++
+	}
+	var out []control.Segment
+	for _, s := range p.node.Segments() {
+		members := []string{self}
+		for _, m := range s.Members {
+			members = append(members, p.node.Nickname(m))
+		}
+		out = append(out, control.Segment{
+			Key: s.Key, Subnet: subnets[s.Key], ID: s.ID, MTU: s.MTU,
+			Networks: networks[s.Key], Members: members, Endpoints: joined[s.Key],
+		})
+	}
+	return out
+}
+
+// endpointStatus lists the endpoints of all hosts, this one's first.
+func (p *parts) endpointStatus(own []driver.EndpointStatus) []control.Endpoint {
+	networks := map[string]string{}
+	for _, e := range own {
+		networks[e.ID] = e.Network
+		if name := p.names.network(e.Network); name != "" {
+			networks[e.ID] = name
+		}
+	}
+	var local, remote []control.Endpoint
+	for _, e := range p.node.Endpoints() {
+		x := control.Endpoint{
+			ID: e.ID, Container: e.Container, MAC: e.MAC.String(), Addresses: e.Addrs,
+			Segment: e.Segment, Host: p.node.Nickname(e.Owner), Peer: e.Owner.String(),
+			Local: e.Owner == p.identity.ID, Network: networks[e.ID],
+		}
+		if x.Local {
+			local = append(local, x)
+		} else {
+			remote = append(remote, x)
+		}
+	}
+	return append(local, remote...)
+}
+
+// poolStatus describes a pool to the peer self.
+// clashText says that an address is in use twice, since two clusters that had
+// each given out its pool met. The container may have no name yet.
+func clashText(c ipam.Clash, container string) string {
+	if c.Kind != ipam.KindLease {
+		return fmt.Sprintf("address %s is kept free for networks here, but a container on host %s has it", c.Addr, c.Host)
+	}
+	if container == "" {
+		container = "the container here"
+	}
+	return fmt.Sprintf("address %s of %s is that of a container on host %s, since two clusters met: other hosts do not see it until it restarts", c.Addr, container, c.Host)
+}
+
+func poolStatus(s ipam.PoolStatus, self string, containers map[netip.Prefix]string) control.Pool {
+	out := control.Pool{Subnet: s.Pool, Size: size(s.Pool), Leased: uint64(s.Leases), Free: s.Free}
+	for _, o := range s.Owners {
+		out.Owners = append(out.Owners, control.Owner{Peer: string(o.Peer), Nickname: o.Host, Owned: o.Addresses})
+		if string(o.Peer) == self {
+			out.Owned = o.Addresses
+		}
+	}
+	for _, c := range s.Conflicts {
+		out.Conflicts = append(out.Conflicts, clashText(c, containers[netip.PrefixFrom(c.Addr, s.Pool.Bits())]))
+	}
+	if s.LeasesOff != "" {
+		out.Conflicts = append(out.Conflicts, s.LeasesOff)
+	}
+	return out
+}
+
+// size returns the number of addresses of a prefix, or the largest uint64.
+func size(p netip.Prefix) uint64 {
+	bits := p.Addr().BitLen() - p.Bits()
+	if bits >= 64 {
+		return ^uint64(0)
+	}
+	return 1 << bits
+}
+
+// Connect implements control.Daemon.
+func (d *daemon) Connect(ctx context.Context, addrs []string) ([]control.ConnectResult, error) {
+	p, full, err := d.forPeers(addrs)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]control.ConnectResult, len(full))
+	var all sync.WaitGroup
+	for i, a := range full {
+		all.Go(func() { out[i] = p.connect(ctx, a) })
+	}
+	all.Wait()
+	return out, nil
+}
+
+func (p *parts) connect(ctx context.Context, addr string) control.ConnectResult {
+	peer, err := p.node.Connect(ctx, addr)
+	switch {
+	case err != nil:
+		return control.ConnectResult{Address: addr, Error: err.Error()}
+	case peer == p.identity.ID:
+		return control.ConnectResult{Address: addr, Error: "that is this host itself"}
+	}
+	return control.ConnectResult{Address: addr, Peer: peer.String(), Nickname: p.node.Nickname(peer)}
+}
+
+// Forget implements control.Daemon.
+func (d *daemon) Forget(_ context.Context, addrs []string) error {
+	p, full, err := d.forPeers(addrs)
+	if err != nil {
+		return err
+	}
+	var failed []string
+	for _, a := range full {
+		err := p.node.Forget(a)
+		if errors.Is(err, mesh.ErrConfigured) {
+			err = fmt.Errorf("%w: take it out of %s", err, config.Peers)
+		}
+		if err != nil {
+			failed = append(failed, err.Error())
+		}
+	}
+	if len(failed) > 0 {
+		return errors.New(strings.Join(failed, "; "))
+	}
+	return nil
+}
+
+// notReady says why there are no parts.
+func (d *daemon) notReady() error {
+	if _, _, err := d.gate.state(); err != nil {
+		return fmt.Errorf("the plugin does no work: %w", err)
+	}
+	return errors.New("the plugin is still starting; try again")
+}
+
+// forPeers returns the parts, and the addresses as host:port.
+func (d *daemon) forPeers(addrs []string) (*parts, []string, error) {
+	p := d.parts.Load()
+	if p == nil {
+		return nil, nil, d.notReady()
+	}
+	full := make([]string, len(addrs))
+	for i, a := range addrs {
+		var err error
+		if full[i], err = config.ParsePeer(a, d.cfg.Port); err != nil {
+			return nil, nil, fmt.Errorf("peer address %.300q: %w", a, err)
+		}
+	}
+	return p, full, nil
+}

@@ -1,0 +1,32 @@
+// Command weave is the whole of Weave in one binary: `weave daemon` is the
+// Docker plugin, the other verbs show and steer it. Here the two are only joined.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"weave/plugin/cli"
+	"weave/plugin/daemon"
+)
+
+// version is set by the linker, see Makefile.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal kills
+	root := cli.New(cli.Options{
+		Version: version,
+		Now:     time.Now,
+		Daemon:  func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
+	})
+	if err := root.ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, cli.Explain(err))
+		os.Exit(1)
+	}
+}

@@ -1,0 +1,200 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+
+	"go.etcd.io/bbolt"
+	"golang.org/x/sys/unix"
+)
+
+// Names in the bucket that describes the file.
+const (
+	metaBucket   = "meta"
+	formatKey    = "format"
+	digestPrefix = "digest/" // followed by the name of a bucket
+
+	format = "1"
+)
+
+// makeDir makes the state folder and sees to its mode.
+func makeDir(dir string) error {
+	if err := os.MkdirAll(dir, dirMode); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm() == dirMode {
+		return err
+	}
+	return os.Chmod(dir, dirMode)
+}
+
+// create makes a new store aside and then links it to its name, which fails if
+// the name is taken meanwhile. So a file at path is either whole or damaged,
+// never half made.
+func create(path string) error {
+	aside := path + ".new"
+	if err := os.Remove(aside); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	db, err := openBolt(aside, func(*os.File) {})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bbolt.Tx) error {
+		b, err := tx.CreateBucket([]byte(metaBucket))
+		if err != nil {
+			return err
+		}
+		return b.Put([]byte(formatKey), seal([]byte(formatKey), []byte(format)))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		return errors.Join(err, os.Remove(aside))
+	}
+	if err := os.Link(aside, path); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	if err := os.Remove(aside); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir puts the names in dir on disk.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// openBolt opens path and locks it. bbolt panics on some kinds of damage with
+// the file open: opened hears of the file, so that the caller can close it.
+func openBolt(path string, opened func(*os.File)) (*bbolt.DB, error) {
+	db, err := bbolt.Open(path, fileMode, &bbolt.Options{
+		Timeout:      lockTimeout,
+		FreelistType: bbolt.FreelistMapType,
+		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+			f, err := os.OpenFile(name, flag, mode)
+			if err == nil {
+				opened(f)
+			}
+			return f, err
+		},
+	})
+	if err != nil {
+		return nil, translate(err)
+	}
+	return db, nil
+}
+
+// openChecked opens an existing file and reads all of it. bbolt panics on many
+// kinds of damage and touches memory behind the end of a file cut short: here
+// both end as ErrCorrupt, with the lock released.
+func openChecked(path string) (db *bbolt.DB, err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	var file *os.File
+	defer func() {
+		if r := recover(); r != nil {
+			db, err = nil, fmt.Errorf("%w: %v", ErrCorrupt, r)
+			if file != nil {
+				err = errors.Join(err, abandon(file))
+			}
+		}
+	}()
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() == 0 {
+		return nil, fmt.Errorf("%w: %d bytes, mode %s", ErrCorrupt, info.Size(), info.Mode())
+	}
+	if err := os.Chmod(path, fileMode); err != nil {
+		return nil, err
+	}
+	db, err = openBolt(path, func(f *os.File) { file = f })
+	if err != nil {
+		return nil, err
+	}
+	if err := db.View(check); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// abandon lets go of a file that bbolt left open and mapped. The mapping cannot
+// be undone from here, and it would keep the lock after Close.
+func abandon(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
+}
+
+// check reads everything that can be reached in this goroutine, where a panic is
+// caught, before it lets bbolt look for damage in one of its own.
+func check(tx *bbolt.Tx) error {
+	info, err := os.Stat(tx.DB().Path())
+	if err != nil {
+		return err
+	}
+	if info.Size() < tx.Size() {
+		return fmt.Errorf("%w: file has %d bytes of %d", ErrCorrupt, info.Size(), tx.Size())
+	}
+	if err := checkFormat(tx); err != nil {
+		return err
+	}
+	if err := checkValues(tx); err != nil {
+		return err
+	}
+	var damage error
+	for err := range tx.Check() { // to the end: its goroutine waits for a reader
+		if damage == nil {
+			damage = fmt.Errorf("%w: %w", ErrCorrupt, err)
+		}
+	}
+	return damage
+}
+
+func checkFormat(tx *bbolt.Tx) error {
+	b := tx.Bucket([]byte(metaBucket))
+	if b == nil {
+		return fmt.Errorf("%w: no bucket %q", ErrCorrupt, metaBucket)
+	}
+	got, err := unseal([]byte(formatKey), b.Get([]byte(formatKey)))
+	if err != nil {
+		return err
+	}
+	if string(got) != format {
+		return fmt.Errorf("%w: %q, this version reads %q", ErrFormat, got, format)
+	}
+	return nil
+}
+
+// checkValues reads every entry and compares the buckets with their digests.
+func checkValues(tx *bbolt.Tx) error {
+	found := map[string]digest{}
+	err := tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+		var d digest
+		err := b.ForEach(func(k, sealed []byte) error {
+			_, err := unseal(k, sealed)
+			if err == nil {
+				d.add(sealed)
+			}
+			return err
+		})
+		found[string(name)] = d
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	delete(found, metaBucket) // whose entries are needed one by one
+	want, err := loadDigests(tx)
+	if err == nil && !maps.Equal(found, want) {
+		err = fmt.Errorf("%w: entries are missing", ErrCorrupt)
+	}
+	return err
+}
