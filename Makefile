@@ -1,0 +1,94 @@
+# Weave. `make help` lists the targets.
+
+SHELL := /bin/sh
+
+GO      ?= go
+# What needs root goes through sudo, so that compiling does not.
+SUDO    ?= $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+DOCKER  ?= $(SUDO) docker
+# The name of the managed plugin. Not "weave": that would hide the socket by
+# which dockerd knows the plugin as `-d weave`.
+PLUGIN  ?= weavenet
+PREFIX  ?= /usr/local
+# What `make install` sets, as in SET='WEAVE_PEERS=host1 WEAVE_MTU=1400'.
+SET     ?=
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+
+.DEFAULT_GOAL := help
+
+##@ Build
+
+.PHONY: build
+build: ## Compile the static binary build/weave
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o build/weave ./plugin
+
+.PHONY: plugin
+plugin: build ## Lay out build/plugin for `docker plugin create`
+	rm -rf build/plugin
+	mkdir -p build/plugin/rootfs/host/run build/plugin/rootfs/host/var/lib build/plugin/rootfs/run/docker/plugins
+	cp config.json build/plugin/config.json
+	cp build/weave build/plugin/rootfs/weave
+
+.PHONY: image
+image: build ## Build the same root file system with the Dockerfile, as image weave
+	$(DOCKER) build -t weave .
+
+.PHONY: clean
+clean: ## Remove build/
+	rm -rf build
+
+##@ Install
+
+# An upgrade is a removal and a new start: the state is in /var/lib/weave, and
+# containers keep their interfaces meanwhile. Settings live in the plugin, so
+# they are carried over here.
+.PHONY: install
+install: plugin ## Put the plugin into the local Docker Engine and the command on the PATH
+	@set -eu; \
+	settings=$$(mktemp); \
+	if $(DOCKER) plugin inspect $(PLUGIN) >/dev/null 2>&1; then \
+		$(DOCKER) plugin inspect --format '$(SETTINGS)' $(PLUGIN) | sed -n '/^[^=]*=./p' >"$$settings"; \
+		echo "Replacing plugin $(PLUGIN); its settings are kept."; \
+		$(REMOVE_PLUGIN); \
+	fi; \
+	$(DOCKER) plugin create $(PLUGIN) build/plugin >/dev/null || \
+		{ echo "The plugin is not installed now. Its settings are in $$settings." >&2; exit 1; }; \
+	while IFS= read -r setting; do \
+		$(DOCKER) plugin set $(PLUGIN) "$$setting" || \
+			{ echo "Not taken over: $${setting%%=*}. The old settings are in $$settings." >&2; exit 1; }; \
+	done <"$$settings"; \
+	rm -f "$$settings"; \
+	for setting in $(SET); do \
+		$(DOCKER) plugin set $(PLUGIN) "$$setting" || \
+			{ echo "The plugin is installed, but disabled: a setting in SET was not taken." >&2; exit 1; }; \
+	done; \
+	$(DOCKER) plugin enable $(PLUGIN) >/dev/null || \
+		{ echo "The plugin is installed, but does not start. Its settings: docker plugin inspect $(PLUGIN)" >&2; exit 1; }; \
+	$(SUDO) mkdir -p '$(PREFIX)/bin'; \
+	$(SUDO) install -m 0755 build/weave '$(PREFIX)/bin/weave.new'; \
+	$(SUDO) mv -f '$(PREFIX)/bin/weave.new' '$(PREFIX)/bin/weave'; \
+	echo "Plugin $(PLUGIN) $(VERSION) is enabled. See: $(PREFIX)/bin/weave status"
+
+.PHONY: uninstall
+uninstall: ## Remove plugin and command; the state in /var/lib/weave stays
+	@set -eu; \
+	if $(DOCKER) plugin inspect $(PLUGIN) >/dev/null 2>&1; then $(REMOVE_PLUGIN); fi; \
+	$(SUDO) rm -f '$(PREFIX)/bin/weave'; \
+	echo "Removed. Keys and addresses are still in /var/lib/weave; delete that folder to forget them."
+
+# One setting to a line, as `docker plugin set` takes them. Source is a pointer:
+# println would write where it points to.
+SETTINGS := {{range .Settings.Env}}{{println .}}{{end}}{{range .Settings.Mounts}}{{if .Settable}}{{.Name}}.source={{.Source}}{{"\n"}}{{end}}{{end}}
+
+# -f: networks that use the plugin do not keep it from being replaced.
+REMOVE_PLUGIN = $(DOCKER) plugin disable -f $(PLUGIN) >/dev/null 2>&1 || true; $(DOCKER) plugin rm -f $(PLUGIN) >/dev/null
+
+include test/test.mk
+
+##@ Help
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,149 @@
+package dockerlab
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"weave/test/netlab"
+)
+
+func newLab(t *testing.T) *Lab {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		if os.Getenv("WEAVE_REQUIRE_ROOT") == "1" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root")
+	}
+	if err := Sweep(); err != nil {
+		t.Error(err)
+	}
+	lab, err := New(netlab.UniqueName())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := lab.Close(); err != nil {
+			t.Error(err)
+		}
+		checkNothingLeft(t, lab.Net().Name())
+	})
+	return lab
+}
+
+func checkNothingLeft(t *testing.T, name string) {
+	t.Helper()
+	for _, pattern := range []string{"/run/netns/", baseDir + "/", "/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		if left, err := filepath.Glob(pattern + name + "*"); err != nil || len(left) > 0 {
+			t.Errorf("left: %v %v", left, err)
+		}
+	}
+	for _, file := range []string{"/proc/self/mountinfo", "/proc/mounts"} {
+		if mounts, err := os.ReadFile(file); err != nil || strings.Contains(string(mounts), name) {
+			t.Errorf("a mount is left in %s %v", file, err)
+		}
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range processes {
+		if line, _ := os.ReadFile(p); strings.Contains(string(line), name) {
+			t.Errorf("process left: %s %q", p, line)
+		}
+	}
+}
+
+func must(t *testing.T) func(string, error) string {
+	return func(out string, err error) string {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+}
+
+func addHost(t *testing.T, lab *Lab, n int) *Host {
+	t.Helper()
+	h, err := lab.AddHost(n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func TestTwoEngines(t *testing.T) {
+	lab := newLab(t)
+	for _, h := range []*Host{addHost(t, lab, 1), addHost(t, lab, 2)} {
+		if got := must(t)(h.Docker("run", "--rm", "--name", "same", Image, "echo", "hello")); got != "hello" {
+			t.Errorf("%s printed %q", h.Name(), got)
+		}
+		if got := must(t)(h.Run("hostname")); got != h.Name() {
+			t.Errorf("host %s calls itself %q", h.Name(), got)
+		}
+		must(t)(h.Docker("run", "-d", "--name", "web", "-p", "8080:80", Image, "tool", "http", "-text=web", ":80"))
+		if got := must(t)(h.Run("busybox", "wget", "-qO-", "http://127.0.0.1:8080/")); !strings.Contains(got, "web from") {
+			t.Errorf("published port of %s answered %q", h.Name(), got)
+		}
+		must(t)(h.Docker("exec", "web", "ping", "-c1", "-W5", netlab.Outside4.String()))
+		rules := must(t)(h.Run("nft", "list", "ruleset"))
+		if !strings.Contains(rules, "chain DOCKER-USER") {
+			t.Errorf("no nft chain DOCKER-USER on %s", h.Name())
+		}
+	}
+}
+
+// state returns whether the container runs, and since when.
+func state(t *testing.T, h *Host, container string) string {
+	t.Helper()
+	return must(t)(h.Docker("inspect", "-f", "{{.State.Running}} {{.State.StartedAt}}", container))
+}
+
+func TestEngineLifecycle(t *testing.T) {
+	lab := newLab(t)
+	h := addHost(t, lab, 1)
+	must(t)(h.Docker("run", "-d", "--name", "always", "--restart=always", Image, "tool", "idle"))
+	before := state(t, h, "always")
+	steps := []struct {
+		name      string
+		do        func() error
+		undisturb bool
+	}{
+		{"restart", h.Restart, false},
+		{"kill", func() error { return errors.Join(h.Kill(), h.Start()) }, false},
+		{"reboot", h.Reboot, false},
+		{"to live-restore", func() error { return errors.Join(h.Configure(true), h.Restart()) }, false},
+		{"live-restore restart", h.Restart, true},
+		{"live-restore kill", func() error { return errors.Join(h.Kill(), h.Start()) }, true},
+	}
+	for _, step := range steps {
+		begin := time.Now()
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		after := state(t, h, "always")
+		if !strings.HasPrefix(after, "true") {
+			t.Errorf("after %s the container does not run", step.name)
+		}
+		if (after == before) != step.undisturb {
+			t.Errorf("%s: container was %q, is %q", step.name, before, after)
+		}
+		t.Logf("%s took %v", step.name, time.Since(begin))
+		before = after
+	}
+}
+
+func TestCommandError(t *testing.T) {
+	lab := newLab(t)
+	h := addHost(t, lab, 1)
+	_, err := h.Docker("start", "nobody")
+	var failed *CommandError
+	if !errors.As(err, &failed) || failed.Host != "h1" || !strings.Contains(failed.Stderr, "nobody") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,56 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+
+	"weave/test/dockerlab"
+)
+
+// subnet6 returns a /64 that no other test uses.
+func subnet6() string { return fmt.Sprintf("fd64:%x::/64", sequence.Add(1)) }
+
+func (c container) ip6() string { c.t.Helper(); return c.inspect("GlobalIPv6Address") }
+
+func TestIPv6(t *testing.T) {
+	hs := hosts(t, 2)
+	sub6 := subnet6()
+	wish := sub6[:len(sub6)-len("/64")] + "77"
+	net := network(t, hs, "--ipv6", "--subnet", subnet(), "--subnet", sub6)
+	all := []container{
+		run(t, hs[0], net, nil).serve(), run(t, hs[1], net, []string{"--ip6", wish}).serve(),
+		run(t, hs[0], net, nil).serve(), run(t, hs[1], net, nil).serve(),
+	}
+	if got := all[1].ip6(); got != wish {
+		t.Errorf("--ip6 %s gave %s", wish, got)
+	}
+	refused(t, hs[0], []string{wish}, "run", "--rm", "--net", net, "--ip6", wish, dockerlab.Image, "true")
+	seen := map[string]bool{}
+	for i, to := range all {
+		address := to.ip6()
+		seen[address] = true
+		both := fmt.Sprintf("ping -6 -c1 -W1 %s && tool send -timeout=1s tcp [%s]:7000", address, address)
+		all[(i+1)%len(all)].exec("sh", "-c", both)
+		for _, h := range hs { // with its first packet
+			docker(t, h, "run", "--rm", "--net", net, dockerlab.Image, "sh", "-c", both)
+		}
+	}
+	if len(seen) != len(all) {
+		t.Errorf("addresses are not unique: %v", seen)
+	}
+}
+
+// TestIPv6WithoutIPv4Subnet: an engine that asks for an IPv4 pool all the same
+// gets one of the host's own, so that the segment needs a name to be shared.
+func TestIPv6WithoutIPv4Subnet(t *testing.T) {
+	hs := hosts(t, 2)
+	net := network(t, hs, "--ipv6", "--subnet", subnet6(), "-o", "weave.segment="+uniqueName("segment"))
+	a, b := run(t, hs[0], net, nil).serve(), run(t, hs[1], net, nil).serve()
+	for _, way := range []struct{ from, to container }{{a, b}, {b, a}} {
+		way.from.exec("ping", "-6", "-c1", "-W2", way.to.ip6())
+		way.from.exec("tool", "send", "tcp", "["+way.to.ip6()+"]:7000")
+	}
+	if a.ip6() == b.ip6() {
+		t.Errorf("both have %s", a.ip6())
+	}
+}

@@ -1,0 +1,83 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+)
+
+const everybody = "ff:ff:ff:ff:ff:ff"
+
+func TestIsolation(t *testing.T) {
+	hs := hosts(t, 2)
+	netA, subB := network(t, hs, "--subnet", subnet()), subnet()
+	netB := network(t, hs, "--subnet", subB)
+	power := []string{"--cap-add=NET_RAW", "--cap-add=NET_ADMIN"}
+	attacker := run(t, hs[0], netA, power)
+	near, far := run(t, hs[0], netB, power).serve(), run(t, hs[1], netB, power).serve()
+	near.exec("tool", "send", "udp", far.ip()+":7000")
+
+	for _, victim := range []container{near, far} {
+		t.Run("plain to "+victim.host.Name(), func(t *testing.T) {
+			attacker.in(t).exec("tool", "unreachable", "-timeout=1s", victim.in(t).ip()+":7000")
+		})
+		t.Run("raw frames to "+victim.host.Name(), func(t *testing.T) {
+			seen, err := forge(attacker.in(t), victim.in(t))
+			if err != nil || seen {
+				t.Errorf("frames arrived: %v %v", seen, err)
+			}
+		})
+	}
+	t.Run("forged route and neighbour", func(t *testing.T) {
+		attacker := attacker.in(t)
+		dev := attacker.iface().Name
+		attacker.exec("ip", "route", "replace", subB, "dev", dev)
+		for _, victim := range []container{near.in(t), far.in(t)} {
+			attacker.exec("arp", "-i", dev, "-s", victim.ip(), victim.mac())
+			attacker.exec("tool", "unreachable", "-timeout=1s", victim.ip()+":7000")
+		}
+	})
+	near.exec("tool", "send", "udp", far.ip()+":7000") // no ARP cache is poisoned
+	t.Run("the sniffer sees what is on its own network", func(t *testing.T) {
+		for _, way := range []struct{ from, to container }{{near, far}, {far, near}} {
+			seen, err := forge(way.from.in(t), way.to.in(t))
+			if err != nil || !seen {
+				t.Errorf("%s to %s: frames seen: %v %v", way.from.host.Name(), way.to.host.Name(), seen, err)
+			}
+		}
+	})
+}
+
+// forge sends frames from one container as if it were on the other's network,
+// and reports whether one arrives there.
+func forge(from, to container) (seen bool, err error) {
+	from.t.Helper()
+	text, dev := uniqueName("forged"), to.iface().Name
+	result := make(chan error, 1)
+	go func() {
+		_, err := to.try("tool", "sniff", "-i", dev, "-timeout=4s", "-text="+text)
+		result <- err
+	}()
+	// The sniffer may start late, so the frames are sent until it has ended.
+	for {
+		inject(from, to, text)
+		select {
+		case err := <-result:
+			if err != nil && strings.Contains(err.Error(), "a frame with the text arrived") {
+				return true, nil
+			}
+			return false, err
+		default:
+		}
+	}
+}
+
+func inject(from, to container, text string) {
+	from.t.Helper()
+	dev := from.iface()
+	for _, source := range []string{dev.MAC, "02:00:00:12:34:56"} {
+		for _, target := range []string{to.mac(), everybody} {
+			from.exec("tool", "inject-udp", "-i", dev.Name, "-count=10", "-text="+text, source, target, "10.1.1.1:7000", to.ip()+":7000")
+		}
+		from.exec("tool", "inject-arp", "-i", dev.Name, "-count=10", source, to.ip(), everybody, to.ip())
+	}
+}

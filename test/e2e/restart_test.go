@@ -1,0 +1,147 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"weave/test/dockerlab"
+)
+
+// TestPluginKilled: containers keep their interfaces, and a TCP connection
+// that is busy all the time survives.
+func TestPluginKilled(t *testing.T) {
+	hs := hosts(t, 2)
+	net := network(t, hs, "--subnet", subnet())
+	server := run(t, hs[0], net, nil).serve()
+	client := run(t, hs[1], net, nil, "tool", "hold", server.ip()+":7000")
+	awaitBeats(t, client, soon)
+	for _, h := range hs {
+		before := pluginPIDs(t, []*dockerlab.Host{h})
+		if err := h.KillPlugin(); err != nil {
+			t.Fatal(err)
+		}
+		killed := time.Now()
+		awaitBeats(t, client, soon)
+		t.Logf("%s: traffic again %s after kill -9", h.Name(), time.Since(killed).Round(time.Millisecond))
+		if after := pluginPIDs(t, []*dockerlab.Host{h}); after == before {
+			t.Errorf("the plugin of %s was not restarted", h.Name())
+		}
+	}
+	if running := docker(t, client.host, "inspect", "-f", "{{.State.Running}} {{.RestartCount}}", client.name); running != "true 0" {
+		t.Errorf("the client ended: %s\n%s", running, docker(t, client.host, "logs", client.name))
+	}
+	fresh := run(t, hs[1], net, nil)
+	fresh.reaches(server.ip(), soon)
+}
+
+// awaitBeats waits until the client's connection has answered again five times.
+func awaitBeats(t *testing.T, client container, limit time.Duration) {
+	t.Helper()
+	count := func() int { return strings.Count(docker(t, client.host, "logs", client.name), "\n") }
+	before := count()
+	eventually(t, limit, func() error {
+		if now := count(); now < before+5 {
+			return fmt.Errorf("%d beats, then %d", before, now)
+		}
+		return nil
+	})
+}
+
+// TestRestarts: containers with a restart policy come back on their networks,
+// with the addresses that --ip gave them, whatever befell their host.
+func TestRestarts(t *testing.T) {
+	hs := hosts(t, 2)
+	h := hs[1]
+	sub := subnet()
+	net := network(t, hs, "--subnet", sub)
+	always := []string{"--restart=always"}
+	far := run(t, hs[0], net, nil)
+	fixed := run(t, h, net, append([]string{"--ip", inSubnet(sub, 99)}, always...))
+	roaming := run(t, h, net, always)
+	far.reaches(fixed.ip(), soon)
+
+	reconfigure := func(liveRestore bool) func() error {
+		return func() error { return errors.Join(h.Configure(liveRestore), h.Restart()) }
+	}
+	kill := func() error { return errors.Join(h.Kill(), h.Start()) }
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"engine restarted", h.Restart},
+		{"engine killed", kill},
+		{"host rebooted", h.Reboot},
+		{"engine restarted for live-restore", reconfigure(true)},
+		{"engine restarted with live-restore", h.Restart},
+		{"engine killed with live-restore", kill},
+		{"host rebooted with live-restore", h.Reboot},
+		{"engine restarted for no live-restore", reconfigure(false)},
+		{"plugin disabled and enabled", func() error { return errors.Join(h.DisablePlugin(), h.EnablePlugin()) }},
+		{"plugin removed and made anew", func() error { return reinstall(h) }},
+		{"engine restarted once more", h.Restart},
+	}
+	for _, step := range steps {
+		begin := time.Now()
+		if err := step.do(); err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		for _, c := range []container{fixed, roaming} {
+			eventually(t, afterBoot, func() error { return isBack(c) })
+			far.reaches(c.ip(), afterBoot)
+			c.reaches(far.ip(), soon)
+		}
+		if got := fixed.ip(); got != inSubnet(sub, 99) {
+			t.Errorf("%s: --ip became %s", step.name, got)
+		}
+		if fixed.ip() == roaming.ip() || roaming.ip() == far.ip() {
+			t.Errorf("%s: an address twice: %s %s %s", step.name, fixed.ip(), roaming.ip(), far.ip())
+		}
+		fresh := run(t, h, net, nil)
+		far.reaches(fresh.ip(), soon)
+		docker(t, h, "rm", "-f", fresh.name)
+		t.Logf("%s: all is well after %s", step.name, time.Since(begin).Round(time.Millisecond))
+	}
+}
+
+func isBack(c container) error {
+	running, err := c.host.Docker("inspect", "-f", "{{.State.Running}}", c.name)
+	if err == nil && running != "true" {
+		err = fmt.Errorf("%s does not run", c.name)
+	}
+	return err
+}
+
+// reinstall replaces the plugin as an upgrade does.
+func reinstall(h *dockerlab.Host) error {
+	if err := errors.Join(h.DisablePlugin(), h.RemovePlugin()); err != nil {
+		return err
+	}
+	return h.InstallPlugin(pluginDir(), map[string]string{
+		"WEAVE_PASSWORD": password, "WEAVE_NICKNAME": nickname(h), "WEAVE_PEERS": seed,
+	})
+}
+
+// TestSeedIsDown: hosts that know each other stay together without their seed,
+// give out addresses, and take it back.
+func TestSeedIsDown(t *testing.T) {
+	hs := hosts(t, 3)
+	net := network(t, hs, "--subnet", subnet())
+	b, c := run(t, hs[1], net, nil), run(t, hs[2], net, nil)
+	a := run(t, hs[0], net, []string{"--restart=always"})
+	b.reaches(c.ip(), soon)
+	if err := hs[0].PowerOff(); err != nil {
+		t.Fatal(err)
+	}
+	b.reaches(c.ip(), soon)
+	fresh := run(t, hs[1], net, nil)
+	fresh.reaches(c.ip(), soon)
+	if err := hs[0].Boot(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, afterBoot, func() error { return isBack(a) })
+	fresh.reaches(a.ip(), afterBoot)
+	a.reaches(c.ip(), soon)
+}

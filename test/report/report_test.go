@@ -1,0 +1,68 @@
+package main
+
+import (
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestTotals(t *testing.T) {
+	type counts struct{ passed, failed, skipped int }
+	tests := []struct {
+		name   string
+		events string
+		want   counts
+		prints string
+	}{
+		{"nothing", ``, counts{}, ""},
+		{"pass and skip", `{"Action":"start","Package":"p"}
+{"Action":"pass","Package":"p","Test":"A"}
+{"Action":"skip","Package":"p","Test":"B"}
+{"Action":"pass","Package":"p","Elapsed":1.5}`, counts{1, 0, 1}, "pass p 1.5s\n"},
+		{"leaves only", `{"Action":"pass","Package":"p","Test":"A/x"}
+{"Action":"output","Package":"p","Test":"A/y/z","Output":"why\n"}
+{"Action":"fail","Package":"p","Test":"A/y/z"}
+{"Action":"fail","Package":"p","Test":"A/y"}
+{"Action":"fail","Package":"p","Test":"A"}
+{"Action":"fail","Package":"p"}`, counts{1, 1, 0}, "why\nfail p 0.0s\n"},
+		{"parent fails alone", `{"Action":"pass","Package":"p","Test":"A/x"}
+{"Action":"fail","Package":"p","Test":"A"}
+{"Action":"fail","Package":"p"}`, counts{1, 1, 0}, "fail p 0.0s\n"},
+		{"package fails alone", `{"Action":"pass","Package":"p","Test":"A"}
+{"Action":"output","Package":"p","Output":"leak\n"}
+{"Action":"fail","Package":"p"}`, counts{1, 1, 0}, "leak\nfail p 0.0s\n"},
+		{"build fails", `{"ImportPath":"p [p.test]","Action":"build-output","Output":"undefined: x\n"}
+{"ImportPath":"p [p.test]","Action":"build-fail"}
+{"Action":"start","Package":"p"}
+{"Action":"fail","Package":"p","FailedBuild":"p [p.test]"}`, counts{0, 1, 0}, "undefined: x\nfail p 0.0s\n"},
+		{"no result", `{"Action":"start","Package":"p"}
+{"Action":"output","Package":"p","Test":"A","Output":"busy\n"}`, counts{0, 1, 0}, "busy\nfail p 0.0s\n"},
+		{"not JSON", `go: broken`, counts{}, "go: broken\n"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			var out strings.Builder
+			tally := newTally(&out)
+			if err := eachLine(strings.NewReader(test.events), tally.add); err != nil {
+				t.Fatal(err)
+			}
+			tally.endRun()
+			var got counts
+			got.passed, got.failed, got.skipped = tally.totals()
+			if got != test.want {
+				t.Errorf("got %v, want %v", got, test.want)
+			}
+			if out.String() != test.prints {
+				t.Errorf("printed %q, want %q", out.String(), test.prints)
+			}
+		})
+	}
+}
+
+func TestSplit(t *testing.T) {
+	got := split([]string{"-race", "./a", "--", "./b"})
+	want := [][]string{{"-race", "./a"}, {"./b"}}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v", got)
+	}
+}

@@ -1,0 +1,130 @@
+package sim
+
+import (
+	"flag"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/cryptotest"
+	"testing/synctest"
+	"time"
+)
+
+// A schedule that fails is run again, with all that happened, by
+//
+//	go test ./test/sim -run TestReplay -v -sim.replay=SEED
+var (
+	total    = flag.Uint64("sim.n", 10_000, "number of schedules")
+	first    = flag.Uint64("sim.seed", 1, "seed of the first schedule; the others follow")
+	replay   = flag.Uint64("sim.replay", 0, "seed of the one schedule that TestReplay runs and prints")
+	progress = flag.Duration("sim.progress", 0, "how often to tell about progress; 0: never")
+	workers  = flag.Int("sim.workers", runtime.NumCPU(), "number of processes")
+)
+
+// raceFactor is by how much the race detector slows the simulation down: under
+// it, there are fewer schedules.
+const raceFactor = 20
+
+// run runs one schedule in a bubble. All that is random in it comes from seed.
+func run(t *testing.T, p Plan) (o Outcome) {
+	synctest.Test(t, func(t *testing.T) {
+		cryptotest.SetGlobalRandom(t, p.Seed)
+		o = Run(p)
+	})
+	return o
+}
+
+// maxBugs are reported; a run with so many ends.
+const maxBugs = 20
+
+// TestSimulation runs all schedules that the flags ask for.
+func TestSimulation(t *testing.T) {
+	n := *total
+	if raceEnabled {
+		n /= raceFactor
+	}
+	begin := time.Now()
+	told := begin
+	var done uint64
+	bugs := 0
+	err := farm(*first, n, *workers, func(r result) (more bool) {
+		done++
+		if r.bug != "" {
+			bugs++
+			t.Errorf("seed %d: %s\n\tto see what happened: go test ./test/sim -run TestReplay -v -sim.replay=%d", r.seed, r.bug, r.seed)
+		}
+		if *progress > 0 && (time.Since(told) >= *progress || done == n) {
+			told = time.Now()
+			t.Log(summary(done, n, bugs, time.Since(begin)))
+		}
+		return bugs < maxBugs
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func summary(done, of uint64, bugs int, took time.Duration) string {
+	rate := float64(done) / took.Seconds()
+	left := time.Duration(float64(of-done) / rate * float64(time.Second))
+	return fmt.Sprintf("%d of %d schedules in %s, %.0f a second, %s to go; %d broken",
+		done, of, took.Round(time.Second), rate, left.Round(time.Second), bugs)
+}
+
+// TestReplay runs the one schedule that -sim.replay names.
+func TestReplay(t *testing.T) {
+	if *replay == 0 {
+		t.Skip("no -sim.replay=SEED")
+	}
+	p := Draw(*replay)
+	o := run(t, p)
+	t.Logf("%s\n%s%d events", p, o.Trace(), o.Events)
+	if o.Bug != nil {
+		t.Error(o.Bug)
+	}
+}
+
+// TestSchedulesCanBeReplayed verifies that a seed stands for the same events at
+// the same times, always.
+func TestSchedulesCanBeReplayed(t *testing.T) {
+	const seeds = 200
+	hashes := map[uint64]uint64{}
+	for range 2 {
+		err := farm(*first, seeds, *workers, func(r result) bool {
+			if before, ok := hashes[r.seed]; ok && before != r.hash {
+				t.Errorf("seed %d: not the same events again", r.seed)
+			}
+			hashes[r.seed] = r.hash
+			return true
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(hashes) != seeds {
+		t.Errorf("%d schedules of %d", len(hashes), seeds)
+	}
+}
+
+// TestFaultsAreFound plants faults in what is simulated: a simulation that finds
+// no bug is worth something only if it finds those.
+func TestFaultsAreFound(t *testing.T) {
+	for fault, want := range map[Fault]string{
+		FaultLostWrites: "",
+		FaultStrangers:  "given out twice",
+		FaultDeaf:       "leaked",
+	} {
+		t.Run(string(fault), func(t *testing.T) {
+			for seed := range uint64(300) {
+				p := Draw(seed)
+				p.Fault = fault
+				if o := run(t, p); o.Bug != nil && strings.Contains(o.Bug.Error(), want) {
+					t.Logf("seed %d: %v", seed, o.Bug)
+					return
+				}
+			}
+			t.Error("not found in 300 schedules")
+		})
+	}
+}
