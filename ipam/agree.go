@@ -3,9 +3,10 @@ package ipam
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	mathrand "math/rand/v2"
+	"math/big"
 	"slices"
 	"strings"
 	"time"
@@ -83,7 +84,7 @@ func (a *Allocator) agree(ctx context.Context, d decree) (mine bool, err error) 
 		if n <= maxBallot { // else made up by somebody
 			highest = max(highest, n)
 		}
-		if !errors.Is(err, ErrNoAgreement) || !pause(ctx, mathrand.N(backoff)) {
+		if !errors.Is(err, ErrNoAgreement) || !pause(ctx, jitter(backoff)) {
 			return false, err
 		}
 		backoff = min(2*backoff, maxBackoff)
@@ -236,6 +237,16 @@ func (a *Allocator) names(peers []ring.Peer) []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// jitter is a random time below most. All that is random in this package comes
+// from crypto/rand, which testing/cryptotest makes repeat itself.
+func jitter(most time.Duration) time.Duration {
+	n, err := rand.Int(rand.Reader, big.NewInt(int64(most)))
+	if err != nil { // crypto/rand never fails
+		return most
+	}
+	return time.Duration(n.Int64())
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

@@ -14,8 +14,8 @@ import (
 // Bounds on what peers may make this one remember.
 const (
 	maxHolders = 1 << 12
-	maxHold    = 64 // bytes
 	maxBallot  = 1 << 62
+	maxSerial  = 1 << 62
 )
 
 // Answer serves a request of another peer's Allocator. The error is for bytes
@@ -141,12 +141,8 @@ func (a *Allocator) serveLocked(p *pool, from ring.Peer, req request, held map[n
 		return a.giveAddresses(p, from, req.Addrs, held)
 	case !p.usable.Contains(req.Addr):
 		return failed(fmt.Errorf("address %s is not of pool %s: %w", req.Addr, p.prefix, ErrInvalid))
-	case p.owner(req.Addr) != a.cfg.Self:
-		return answer{Refusal: refusedMoved}
-	case req.Op == opReserve:
-		return a.reserve(p, from, req, held[req.Addr])
-	case req.Op == opUnreserve:
-		return a.unreserve(p, from, req.Addr, req.Hold)
+	case req.Op == opReserve || req.Op == opUnreserve:
+		return a.serveShared(p, from, req, held[req.Addr])
 	}
 	return failed(fmt.Errorf("request %q: %w", req.Op, ErrInvalid))
 }
@@ -234,43 +230,38 @@ func (a *Allocator) give(p *pool, to ring.Peer, runs ...space.Range) error {
 	return nil
 }
 
-func (a *Allocator) reserve(p *pool, from ring.Peer, req request, holder ring.Peer) answer {
-	addr := req.Addr
-	if r, ok := p.records[addr]; ok && r.Kind == KindLease {
-		return answer{Refusal: refusedLeased}
-	}
-	if holder != "" {
-		return answer{Refusal: refusedLeased, Holder: holder}
-	}
-	if req.Hold == "" || len(req.Hold) > maxHold || len(p.reserved[addr]) >= maxHolders {
+// serveShared reserves an address for the asker, or ends that. Either may be
+// repeated. What is late is refused: a reservation that comes after the request
+// that ended it would stay for ever. So would one that was refused and comes a
+// second time; thus refusals are stored, too.
+func (a *Allocator) serveShared(p *pool, from ring.Peer, req request, holder ring.Peer) answer {
+	addr, heard := req.Addr, p.heard[from]
+	before := p.reserved[addr]
+	next, ans := before, answer{}
+	switch {
+	case req.Serial == 0 || req.Serial > maxSerial || heard == 0 && len(p.heard) >= maxHolders:
 		return failed(fmt.Errorf("reservation of %s: %w", addr, ErrInvalid))
+	case p.owner(addr) != a.cfg.Self:
+		ans.Refusal = refusedMoved
+	case req.Op == opUnreserve:
+		next = before.without(func(holder ring.Peer) bool { return holder == from })
+	case p.records[addr].Kind == KindLease || holder != "":
+		ans = answer{Refusal: refusedLeased, Holder: holder}
+	case len(before) >= maxHolders:
+		return failed(fmt.Errorf("reservation of %s by more than %d hosts: %w", addr, maxHolders, ErrFull))
+	default:
+		next = before.with(from)
 	}
-	if p.reserved[addr][from] == req.Hold {
-		return answer{}
+	switch {
+	case req.Serial == heard && len(next) == len(before):
+		return ans // again
+	case req.Serial <= heard:
+		return answer{Refusal: refusedLate}
 	}
-	next := maps.Clone(p.reserved[addr])
-	if next == nil {
-		next = reservation{}
-	}
-	next[from] = req.Hold
-	if err := a.saveReserved(p, addr, next); err != nil {
+	if err := a.saveReserved(p, addr, next, map[ring.Peer]uint64{from: req.Serial}); err != nil {
 		return failed(err)
 	}
-	return answer{}
-}
-
-// unreserve is no error if there is no such hold: a repeated message, or the
-// reservation never arrived.
-func (a *Allocator) unreserve(p *pool, from ring.Peer, addr netip.Addr, hold string) answer {
-	if held, ok := p.reserved[addr][from]; !ok || held != hold {
-		return answer{}
-	}
-	next := maps.Clone(p.reserved[addr])
-	delete(next, from)
-	if err := a.saveReserved(p, addr, next); err != nil {
-		return failed(err)
-	}
-	return answer{}
+	return ans
 }
 
 // serveRemoval is the acceptor of removals. Who sees the peer alive does not

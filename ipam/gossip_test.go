@@ -107,8 +107,8 @@ func TestAnswerRefuses(t *testing.T) {
 		{"unknown op", request{Op: "dance", Pool: pool, Ring: chunk, Addr: addr}, refusedFailed},
 		{"no address", request{Op: opReserve, Pool: pool, Ring: chunk}, refusedFailed},
 		{"network address", request{Op: opClaim, Pool: pool, Ring: chunk, Addrs: []netip.Addr{pool.Addr()}}, refusedFailed},
-		{"not ours", request{Op: opReserve, Pool: pool, Ring: chunk, Addr: netip.MustParseAddr("10.40.0.9"), Hold: "x"}, refusedMoved},
-		{"no hold", request{Op: opReserve, Pool: pool, Ring: chunk, Addr: addr}, refusedFailed},
+		{"not ours", request{Op: opReserve, Pool: pool, Ring: chunk, Addr: netip.MustParseAddr("10.40.0.9"), Serial: 1}, refusedMoved},
+		{"no serial", request{Op: opReserve, Pool: pool, Ring: chunk, Addr: addr}, refusedFailed},
 		{"removal by one who may not ask", request{Op: opSpace, Decree: &removal{"c", 1}}, refusedFailed},
 		{"no heir", request{Op: opInherit, Decree: &removal{"c", 1}}, refusedFailed},
 		{"removal of a living peer", request{Op: opPrepare, Decree: &removal{"a", 1}, Ballot: paxos.Ballot{N: 1, Peer: "b"}}, refusedAlive},
@@ -137,7 +137,7 @@ func FuzzAnswer(f *testing.F) {
 	pool := netip.MustParsePrefix(small)
 	chunk := hosts[0].pools[pool].chunk()
 	for _, o := range []op{opSpace, opClaim, opReserve, opUnreserve, opPrepare, opAccept} {
-		f.Add(encode(request{Op: o, Pool: pool, Ring: chunk, Addr: netip.MustParseAddr("10.40.0.5"), Addrs: []netip.Addr{netip.MustParseAddr("10.40.0.5")}, Hold: "h", Ballot: paxos.Ballot{N: 3, Peer: "b"}}))
+		f.Add(encode(request{Op: o, Pool: pool, Ring: chunk, Addr: netip.MustParseAddr("10.40.0.5"), Addrs: []netip.Addr{netip.MustParseAddr("10.40.0.5")}, Serial: 1, Ballot: paxos.Ballot{N: 3, Peer: "b"}}))
 	}
 	f.Add(encode(request{Op: opPrepare, Decree: &removal{"c", 1}, Ballot: paxos.Ballot{N: 3, Peer: "b"}}))
 	f.Add(encode(gossip{Removed: removed{"b": {"c", 1}}}))

@@ -138,6 +138,8 @@ type Allocator struct {
 	handles   map[string]handle
 	acceptors map[string]paxos.State // by decree
 	removed   removed
+	serial    uint64 // the last Serial that was used; up to serials may be, without another write
+	serials   uint64
 	collected map[ring.Peer]bool                    // heirs' work: peers of whose gifts all was learnt
 	inherited map[ring.Peer]map[netip.Prefix]uint64 // addresses taken over since the start
 	picked    map[netip.Prefix]bool                 // fresh pools on their way to a handle

@@ -246,6 +246,8 @@ func (a *Allocator) refused(by ring.Peer, why refusal, holder ring.Peer, detail 
 		return fmt.Errorf("%w as a gateway or reserved address; host %s keeps it", ErrInUse, a.name(by))
 	case refusedRemoved:
 		return ErrRemoved
+	case refusedLate:
+		return fmt.Errorf("host %s takes the request for an old one; try again: %w", a.name(by), ErrNoAnswer)
 	}
 	return fmt.Errorf("host %s refuses: %s %s", a.name(by), why, detail)
 }

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -15,8 +14,11 @@ import (
 )
 
 const (
-	keySelf   = "self"
-	maxFormer = 16
+	keySelf       = "self"
+	keySerials    = "serials"
+	keyHeard      = "heard "
+	maxFormer     = 16
+	serialsAtOnce = 1 << 10 // so that few of them cost a write
 )
 
 // identity is whom this peer is and was before it was removed, the latest first.
@@ -73,6 +75,11 @@ func (a *Allocator) loadRing(key string, value []byte) error {
 }
 
 func (a *Allocator) loadSelf(key string, value []byte) error {
+	if key == keySerials { // those of the last run may have been used, all of them
+		err := json.Unmarshal(value, &a.serials)
+		a.serial = a.serials
+		return err
+	}
 	var stored identity
 	if err := json.Unmarshal(value, &stored); err != nil {
 		return err
@@ -131,6 +138,9 @@ func (a *Allocator) loadAcceptor(key string, value []byte) error {
 
 // loadReservation passes over what is void.
 func (a *Allocator) loadReservation(key string, value []byte) error {
+	if of, ok := strings.CutPrefix(key, keyHeard); ok {
+		return a.loadHeard(of, value)
+	}
 	p, addr, err := a.loadAddress(key)
 	if err != nil {
 		return err
@@ -142,9 +152,28 @@ func (a *Allocator) loadReservation(key string, value []byte) error {
 	if len(r.Holders) == 0 {
 		return errors.New("held by nobody")
 	}
-	maps.DeleteFunc(r.Holders, func(holder ring.Peer, _ string) bool { return a.isRemoved(holder) })
 	if r.Seed == p.ring.Seed() && p.owner(addr) == a.cfg.Self {
-		p.setReserved(a.cfg.Self, addr, r.Holders)
+		slices.Sort(r.Holders)
+		p.setReserved(a.cfg.Self, addr, r.Holders.without(a.isRemoved))
+	}
+	return nil
+}
+
+func (a *Allocator) loadHeard(of string, value []byte) error {
+	prefix, peer, _ := strings.Cut(of, " ")
+	p, err := a.loadPool(prefix)
+	if err != nil {
+		return err
+	}
+	var serial uint64
+	if err := json.Unmarshal(value, &serial); err != nil {
+		return err
+	}
+	if peer == "" || serial == 0 || serial > maxSerial {
+		return fmt.Errorf("serial %d of peer %q", serial, peer)
+	}
+	if !a.isRemoved(ring.Peer(peer)) {
+		p.heard[ring.Peer(peer)] = serial
 	}
 	return nil
 }

@@ -285,7 +285,7 @@ func TestOwnerHasTheLastWord(t *testing.T) {
 	later, _ := ring.New(pool, ring.SeedID{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, []ring.Peer{"b"})
 	whole := later.Chunk()
 	for _, o := range []op{opSpace, opClaim, opReserve} {
-		req := request{Op: o, Pool: pool, Ring: &whole, Addr: addr.Next(), Addrs: []netip.Addr{addr.Next()}, Hold: "x"}
+		req := request{Op: o, Pool: pool, Ring: &whole, Addr: addr.Next(), Addrs: []netip.Addr{addr.Next()}, Serial: 1}
 		if ans := a.serve(t.Context(), "b", req); ans.Refusal != refusedSeeds || ans.Ring.Seed == later.Seed() {
 			t.Errorf("%s: %+v", o, ans)
 		}
@@ -346,7 +346,7 @@ func TestReservationUnderWay(t *testing.T) {
 		t.Errorf("%v, %+v", err, p.records[addr])
 	}
 	asked := a.asked
-	ans, err := a.ask(t.Context(), p, "b", request{Op: opReserve, Addr: addr, Hold: "x", pinned: &ring.SeedID{1}})
+	ans, err := a.ask(t.Context(), p, "b", request{Op: opReserve, Addr: addr, Serial: 1, pinned: &ring.SeedID{1}})
 	if err != nil || ans.Refusal != refusedSeeds || a.asked != asked {
 		t.Errorf("%+v, %v: asked under another seed", ans, err)
 	}

@@ -34,7 +34,7 @@ type request struct {
 	Within  netip.Prefix `json:"within,omitzero"`
 	Addr    netip.Addr   `json:"addr,omitzero"`
 	Addrs   []netip.Addr `json:"addrs,omitempty"`
-	Hold    string       `json:"hold,omitempty"`
+	Serial  uint64       `json:"serial,omitempty"` // of opReserve and opUnreserve: rises with each that a peer sends
 	Ballot  paxos.Ballot `json:"ballot,omitzero"`
 	Value   []byte       `json:"value,omitempty"`
 	Decree  *removal     `json:"decree,omitempty"`  // what opPrepare and opAccept are about, if not a pool
@@ -52,6 +52,7 @@ const (
 	refusedLeased   refusal = "leased"   // by a container, of Holder if that is another peer
 	refusedReserved refusal = "reserved" // as gateway or so
 	refusedMoved    refusal = "moved"    // another peer owns it; see Ring
+	refusedLate     refusal = "late"     // the asker has sent another request since
 	refusedSeeds    refusal = "seeds"    // the ring of the pool is another one; see Ring
 	refusedRemoved  refusal = "removed"  // you were; see Removed
 	refusedAlive    refusal = "alive"    // the peer to remove is, as far as I see
@@ -107,7 +108,11 @@ func (a *Allocator) ask(ctx context.Context, p *pool, to ring.Peer, req request)
 func (a *Allocator) exchange(ctx context.Context, p *pool, to ring.Peer, req request) (answer, error) {
 	a.mu.Lock()
 	req.Pool, req.Ring = p.prefix, p.chunk()
+	err := a.number(&req)
 	a.mu.Unlock()
+	if err != nil {
+		return answer{}, err
+	}
 	if req.pinned != nil && (req.Ring == nil || req.Ring.Seed != *req.pinned) {
 		return answer{Refusal: refusedSeeds}, nil
 	}
@@ -118,6 +123,22 @@ func (a *Allocator) exchange(ctx context.Context, p *pool, to ring.Peer, req req
 		return answer{}, fmt.Errorf("host %s answers with the ring of pool %s: %w", a.name(to), ans.Ring.Pool, ErrInvalid)
 	}
 	return ans, err
+}
+
+// number gives a request about a shared address its Serial. Those about one pool
+// leave one by one: whoever sends them holds the turn of the pool. a.mu is held.
+func (a *Allocator) number(req *request) error {
+	if req.Op != opReserve && req.Op != opUnreserve {
+		return nil
+	}
+	if a.serial == a.serials {
+		if err := a.saveSerials(a.serials + serialsAtOnce); err != nil {
+			return err
+		}
+	}
+	a.serial++
+	req.Serial = a.serial
+	return nil
 }
 
 // send sends any request, and learns of removals that the answer tells.

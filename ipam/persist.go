@@ -12,7 +12,8 @@ import (
 
 // Buckets of the Store. Keys are a pool ("ipam-rings"), a decree ("ipam-paxos"),
 // a peer ("ipam-removed"), a pool ID ("ipam-pools"), pool, space, address
-// ("ipam-leases", "ipam-reservations"), or "self". Values are JSON.
+// ("ipam-leases", "ipam-reservations"), "heard", space, pool, space, peer
+// ("ipam-reservations"), or "self" and "serials" ("ipam-self"). Values are JSON.
 //
 // A ring and what depends on it are in different buckets, so the ring alone
 // decides: by it leases are backed or not, and reservations void or not.
@@ -97,16 +98,31 @@ func (a *Allocator) saveRecord(p *pool, addr netip.Addr, r *record) error {
 	return a.saveRecords(p, map[netip.Addr]*record{addr: r})
 }
 
-func (a *Allocator) saveReserved(p *pool, addr netip.Addr, r reservation) error {
+// saveReserved stores who holds addr, and what was heard of those who asked.
+func (a *Allocator) saveReserved(p *pool, addr netip.Addr, r reservation, heard map[ring.Peer]uint64) error {
 	var value []byte
 	if len(r) > 0 {
 		value = encode(reservationOnDisk{p.ring.Seed(), r})
 	}
-	if err := a.cfg.Store.Apply(bucketReservations, map[string][]byte{addressKey(p, addr): value}); err != nil {
+	changes := map[string][]byte{addressKey(p, addr): value}
+	for peer, serial := range heard {
+		changes[keyHeard+p.prefix.String()+" "+string(peer)] = encode(serial)
+	}
+	if err := a.cfg.Store.Apply(bucketReservations, changes); err != nil {
 		return fmt.Errorf("store reservation of %s: %w", addr, err)
 	}
 	p.setReserved(a.cfg.Self, addr, r)
+	maps.Copy(p.heard, heard)
 	a.changed[p.prefix] = true
+	return nil
+}
+
+// saveSerials allows this peer to use Serials up to the given one.
+func (a *Allocator) saveSerials(upTo uint64) error {
+	if err := a.cfg.Store.Apply(bucketSelf, map[string][]byte{keySerials: encode(upTo)}); err != nil {
+		return fmt.Errorf("store serials of requests: %w", err)
+	}
+	a.serials = upTo
 	return nil
 }
 

@@ -23,7 +23,6 @@ const (
 type record struct {
 	Kind   Kind      `json:"kind"`
 	PoolID string    `json:"pool_id"`
-	Hold   string    `json:"hold,omitempty"`   // names the reservation at the owner
 	At     at        `json:"at,omitzero"`      // where it was asked for
 	Asking bool      `json:"asking,omitempty"` // the owner has not agreed yet, though Count networks hold it
 	Count  int       `json:"count,omitempty"`  // networks here that hold a shared address
@@ -41,13 +40,25 @@ type at struct {
 
 func (r record) isDebt() bool { return r.Kind != KindLease && r.Count == 0 }
 
-// reservation is a shared address of an own range: holders and their Holds.
-type reservation map[ring.Peer]string
+// reservation is a shared address of an own range: the peers that hold it, in
+// ascending order.
+type reservation []ring.Peer
 
 // reservationOnDisk is of the ring with the seed: under another it is void.
 type reservationOnDisk struct {
 	Seed    ring.SeedID `json:"seed"`
 	Holders reservation `json:"holders"`
+}
+
+// with and without leave r as it is.
+func (r reservation) with(p ring.Peer) reservation {
+	next := append(slices.Clone(r), p)
+	slices.Sort(next)
+	return slices.Compact(next)
+}
+
+func (r reservation) without(gone func(ring.Peer) bool) reservation {
+	return slices.DeleteFunc(slices.Clone(r), gone)
 }
 
 // pool is all that this peer knows of one pool.
@@ -60,6 +71,7 @@ type pool struct {
 	ring      *ring.Ring // nil until known
 	records   map[netip.Addr]record
 	reserved  map[netip.Addr]reservation
+	heard     map[ring.Peer]uint64        // the highest Serial of each peer that asked for reservations
 	free      space.Set                   // own and usable, neither recorded nor reserved
 	cursors   map[netip.Prefix]netip.Addr // by sub-pool: where the next search starts; lost with a restart
 	published uint64                      // free addresses that the Cluster knows of
@@ -79,6 +91,7 @@ func newPool(prefix netip.Prefix) (*pool, error) {
 		turn:     make(chan struct{}, 1),
 		records:  map[netip.Addr]record{},
 		reserved: map[netip.Addr]reservation{},
+		heard:    map[ring.Peer]uint64{},
 		cursors:  map[netip.Prefix]netip.Addr{},
 	}, nil
 }

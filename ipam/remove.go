@@ -227,13 +227,13 @@ func (a *Allocator) learnRemoved(more removed) error {
 // dropHolders drops the reservations of removed peers. a.mu is held.
 func (a *Allocator) dropHolders() error {
 	for _, p := range a.pools {
+		maps.DeleteFunc(p.heard, func(peer ring.Peer, _ uint64) bool { return a.isRemoved(peer) })
 		for addr, r := range p.reserved {
-			next := maps.Clone(r)
-			maps.DeleteFunc(next, func(holder ring.Peer, _ string) bool { return a.isRemoved(holder) })
+			next := r.without(a.isRemoved)
 			if len(next) == len(r) {
 				continue
 			}
-			if err := a.saveReserved(p, addr, next); err != nil {
+			if err := a.saveReserved(p, addr, next, nil); err != nil {
 				return err
 			}
 		}

@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -26,14 +25,18 @@ func (a *Allocator) holdShared(ctx context.Context, p *pool, addr netip.Addr, r 
 	if err := a.settle(ctx, p, addr); err != nil {
 		return fmt.Errorf("address %s: %w", addr, err)
 	}
-	r.Hold = rand.Text()
 	owner, ans, err := a.reserveAt(ctx, p, addr, &r)
 	if err != nil {
 		return fmt.Errorf("address %s: %w", addr, err)
 	}
 	if ans.Refusal != "" {
-		refused := fmt.Errorf("address %s: %w", addr, a.refused(owner, ans.Refusal, ans.Holder, ans.Detail))
-		return errors.Join(refused, a.writeRecord(p, addr, nil))
+		err = fmt.Errorf("address %s: %w", addr, a.refused(owner, ans.Refusal, ans.Holder, ans.Detail))
+	}
+	switch {
+	case ans.Refusal == refusedLeased: // and the owner has stored that it refused
+		return errors.Join(err, a.writeRecord(p, addr, nil))
+	case err != nil: // a debt remains: the request may be on its way a second time
+		return err
 	}
 	r.Count = 1
 	return a.writeRecord(p, addr, &r)
@@ -47,7 +50,7 @@ func (a *Allocator) reserveAt(ctx context.Context, p *pool, addr netip.Addr, r *
 			return "", answer{}, err
 		}
 		owner = r.At.Owner
-		ans, err = a.ask(ctx, p, owner, request{Op: opReserve, Addr: addr, Hold: r.Hold, pinned: &r.At.Seed})
+		ans, err = a.ask(ctx, p, owner, request{Op: opReserve, Addr: addr, pinned: &r.At.Seed})
 		if err != nil || ans.Refusal != refusedMoved && ans.Refusal != refusedSeeds {
 			return owner, ans, err
 		}
@@ -108,10 +111,11 @@ func (a *Allocator) displaced(p *pool, addr netip.Addr, r record) bool {
 	return r.Asking || r.At != a.place(p, addr)
 }
 
-// void says whether a reservation cannot exist any more where it was made: that
-// host has dropped it, or will as soon as it hears. a.mu is held.
-func (a *Allocator) void(p *pool, w at) bool {
-	return w.Seed != p.ring.Seed() || w.Self != a.cfg.Self || a.isRemoved(w.Owner)
+// void says whether a reservation of addr cannot exist any more where it was
+// made: that host has dropped it, or will as soon as it hears, or gave the address
+// away, as no host does with what is reserved. a.mu is held.
+func (a *Allocator) void(p *pool, addr netip.Addr, w at) bool {
+	return w.Seed != p.ring.Seed() || w.Self != a.cfg.Self || a.isRemoved(w.Owner) || w.Owner != a.ownerOf(p, addr)
 }
 
 // settle brings what the owner of addr knows into line: it pays a debt, or asks
@@ -119,7 +123,7 @@ func (a *Allocator) void(p *pool, w at) bool {
 func (a *Allocator) settle(ctx context.Context, p *pool, addr netip.Addr) error {
 	a.mu.Lock()
 	r, ok := p.records[addr]
-	void, displaced := a.void(p, r.At), a.displaced(p, addr, r)
+	void, displaced := a.void(p, addr, r.At), a.displaced(p, addr, r)
 	a.mu.Unlock()
 	switch {
 	case !ok || r.Kind == KindLease:
@@ -135,7 +139,7 @@ func (a *Allocator) settle(ctx context.Context, p *pool, addr netip.Addr) error 
 }
 
 func (a *Allocator) payDebt(ctx context.Context, p *pool, addr netip.Addr, r record) error {
-	ans, err := a.ask(ctx, p, r.At.Owner, request{Op: opUnreserve, Addr: addr, Hold: r.Hold, pinned: &r.At.Seed})
+	ans, err := a.ask(ctx, p, r.At.Owner, request{Op: opUnreserve, Addr: addr, pinned: &r.At.Seed})
 	switch {
 	case err != nil:
 		return err
@@ -150,9 +154,7 @@ func (a *Allocator) payDebt(ctx context.Context, p *pool, addr netip.Addr, r rec
 // reserveAgain leaves the address with the networks that hold it, even if its
 // owner refuses: that is a Clash.
 func (a *Allocator) reserveAgain(ctx context.Context, p *pool, addr netip.Addr, r record) error {
-	if !r.Asking {
-		r.Hold, r.Asking = rand.Text(), true
-	}
+	r.Asking = true
 	owner, ans, err := a.reserveAt(ctx, p, addr, &r)
 	switch {
 	case err != nil:
@@ -163,16 +165,16 @@ func (a *Allocator) reserveAgain(ctx context.Context, p *pool, addr netip.Addr, 
 	case ans.Refusal != "":
 		return a.refused(owner, ans.Refusal, ans.Holder, ans.Detail)
 	}
-	return a.confirm(p, addr, r.Hold)
+	return a.confirm(p, addr)
 }
 
 // confirm notes that the owner agreed. Meanwhile networks may have released the
 // address, or others taken it too.
-func (a *Allocator) confirm(p *pool, addr netip.Addr, hold string) error {
+func (a *Allocator) confirm(p *pool, addr netip.Addr) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	r, ok := p.records[addr]
-	if !ok || r.Hold != hold {
+	if !ok || r.Kind == KindLease {
 		return nil
 	}
 	r.Asking, r.Clash = false, nil

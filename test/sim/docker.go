@@ -30,10 +30,11 @@ type docker struct {
 		leases, pools int
 		shares        map[key]bool
 	}
+	owing map[key]bool // asked for in vain: the owner may not have heard yet that it is over
 }
 
 func newDocker(h *host) *docker {
-	d := &docker{host: h, refs: map[string]int{}, using: map[string]int{}}
+	d := &docker{host: h, refs: map[string]int{}, using: map[string]int{}, owing: map[key]bool{}}
 	d.doubtful.shares = map[key]bool{}
 	return d
 }
@@ -122,6 +123,7 @@ func (d *docker) vanish(w *world) {
 		delete(holders, d)
 	}
 	maps.Copy(w.ghosts, d.doubtful.shares)
+	maps.Copy(w.ghosts, d.owing)
 	d.refs = map[string]int{}
 }
 
@@ -288,6 +290,9 @@ func (w *world) share(p *process, id string, kind ipam.Kind, addr netip.Addr, de
 	d.using[id]++
 	w.call(p, delay, timeout, func(ctx context.Context) {
 		got, err := p.alloc.RequestAddress(ctx, ipam.AddressRequest{PoolID: id, Address: addr, Kind: kind})
+		if !addr.IsValid() {
+			addr = usableRange(poolOf(id)).First
+		}
 		k := key{poolOf(id), got.Addr()}
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -295,12 +300,12 @@ func (w *world) share(p *process, id string, kind ipam.Kind, addr netip.Addr, de
 		w.log("share", p.host, id, kind, addr, k.addr, outcome(err))
 		switch {
 		case p.dead, errors.Is(err, errDiskFull):
-			if !addr.IsValid() {
-				addr = usableRange(poolOf(id)).First
-			}
 			d.doubtful.shares[key{poolOf(id), addr}] = true
 		case err != nil:
 			w.expect(p, err, ipam.ErrInUse, ipam.ErrNoAnswer)
+			if !errors.Is(err, ipam.ErrInUse) {
+				d.owing[key{poolOf(id), addr}] = true
+			}
 		case len(w.held[k]) > 0 && (!w.mayClash || d.holds(w, k)):
 			w.fail("%s is reserved on %s, and leased on %s", k, d.host, w.held[k][0].docker.host)
 		default:
