@@ -25,9 +25,6 @@ type Clash struct {
 	Since time.Time    `json:"since"`
 }
 
-// Conflict is the former name of Clash.
-type Conflict = Clash
-
 // clash is the part of a Clash that is stored with the record.
 type clash struct {
 	Peer  ring.Peer `json:"peer"`

@@ -57,11 +57,11 @@ func newHandle(pool, sub netip.Prefix) (handle, error) {
 		return h, nil
 	}
 	if sub != sub.Masked() {
-		return handle{}, fmt.Errorf("ip range %s has bits set beyond its mask; use %s: %w", sub, sub.Masked(), ErrInvalid)
+		return handle{}, errorf(ErrInvalid, "ip range %s has bits set beyond its mask; use %s", sub, sub.Masked())
 	}
 	within, ok := space.Of(sub).Intersect(usable)
 	if !ok || sub.Bits() < pool.Bits() {
-		return handle{}, fmt.Errorf("ip range %s has no address for containers within subnet %s: %w", sub, pool, ErrInvalid)
+		return handle{}, errorf(ErrInvalid, "ip range %s has no address for containers within subnet %s", sub, pool)
 	}
 	h.within = within
 	return h, nil
@@ -94,17 +94,17 @@ func (a *Allocator) RequestPool(ctx context.Context, r PoolRequest) (PoolReply, 
 
 func (a *Allocator) requestPool(ctx context.Context, r PoolRequest) (handle, error) {
 	if len(r.Options) > 0 {
-		return handle{}, fmt.Errorf("ipam option %q is not known; leave it out: %w", slices.Sorted(maps.Keys(r.Options))[0], ErrInvalid)
+		return handle{}, errorf(ErrInvalid, "ipam option %q is not known; leave it out", slices.Sorted(maps.Keys(r.Options))[0])
 	}
 	switch {
 	case !r.Pool.IsValid() && r.SubPool.IsValid():
-		return handle{}, fmt.Errorf("ip range %s without a subnet; give --subnet too: %w", r.SubPool, ErrInvalid)
+		return handle{}, errorf(ErrInvalid, "ip range %s without a subnet; give --subnet too", r.SubPool)
 	case !r.Pool.IsValid() && r.V6:
-		return handle{}, fmt.Errorf("IPv6 subnets are not chosen automatically; give one, like --subnet fd00:a:b:c::/64: %w", ErrInvalid)
+		return handle{}, errorf(ErrInvalid, "IPv6 subnets are not chosen automatically; give one, like --subnet fd00:a:b:c::/64")
 	case !r.Pool.IsValid():
 		return a.requestAnyPool(ctx)
 	case r.V6 && r.Pool.Addr().Is4():
-		return handle{}, fmt.Errorf("subnet %s is not of IPv6: %w", r.Pool, ErrInvalid)
+		return handle{}, errorf(ErrInvalid, "subnet %s is not of IPv6", r.Pool)
 	}
 	h, err := newHandle(r.Pool, r.SubPool)
 	if err != nil {

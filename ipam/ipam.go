@@ -24,7 +24,6 @@ package ipam
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -34,21 +33,6 @@ import (
 
 	"weave/ipam/paxos"
 	"weave/ipam/ring"
-)
-
-// Errors of this package. Texts around them name the thing and the way out.
-var (
-	ErrFull        = errors.New("no free address")
-	ErrInUse       = errors.New("address in use")
-	ErrInvalid     = errors.New("invalid request")
-	ErrOverlap     = errors.New("overlaps")
-	ErrUnknownPool = errors.New("unknown pool")
-	ErrNoAnswer    = errors.New("no answer")
-	ErrNoAgreement = errors.New("no agreement")
-	ErrCorrupt     = errors.New("stored state is corrupt")
-	ErrUnknownPeer = errors.New("unknown peer")
-	ErrAlive       = errors.New("peer is alive")
-	ErrRemoved     = errors.New("this host was removed with `weave rmpeer` and is re-joining as a new one; try again in a moment")
 )
 
 // Limits of time and size.

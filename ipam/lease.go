@@ -65,7 +65,7 @@ func (a *Allocator) held(id string) (handle, *pool, error) {
 	defer a.mu.Unlock()
 	h, ok := a.handles[id]
 	if !ok {
-		return handle{}, nil, fmt.Errorf("pool %q was not requested on this host; make the network anew: %w", id, ErrUnknownPool)
+		return handle{}, nil, errorf(ErrUnknownPool, "pool %q was not requested on this host; make the network anew", id)
 	}
 	return h, a.pools[h.pool], nil
 }
@@ -73,7 +73,7 @@ func (a *Allocator) held(id string) (handle, *pool, error) {
 func checkAddress(p *pool, addr netip.Addr) error {
 	switch {
 	case !p.prefix.Contains(addr):
-		return fmt.Errorf("address %s is outside subnet %s: %w", addr, p.prefix, ErrInvalid)
+		return errorf(ErrInvalid, "address %s is outside subnet %s", addr, p.prefix)
 	case !p.usable.Contains(addr):
 		return fmt.Errorf("address %s is the network or broadcast address of subnet %s; use one from %s to %s: %w",
 			addr, p.prefix, p.usable.First, p.usable.Last, ErrInvalid)
@@ -233,8 +233,8 @@ func (a *Allocator) full(p *pool, h handle, silent []ring.Peer) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return fmt.Errorf("%s is full: all %d addresses are in use, %d of this pool here; remove containers, or make a network with a larger subnet: %w",
-		what, h.within.Size(), len(p.records), ErrFull)
+	return errorf(ErrFull, "%s is full: all %d addresses are in use, %d of the pool's on this host; remove containers, or make a network with a larger subnet",
+		what, h.within.Size(), len(p.records))
 }
 
 // refused is the error for an answer that is final.
@@ -247,7 +247,7 @@ func (a *Allocator) refused(by ring.Peer, why refusal, holder ring.Peer, detail 
 	case refusedRemoved:
 		return ErrRemoved
 	case refusedLate:
-		return fmt.Errorf("host %s takes the request for an old one; try again: %w", a.name(by), ErrNoAnswer)
+		return errorf(ErrNoAnswer, "host %s takes the request for an old one; try again", a.name(by))
 	}
 	return fmt.Errorf("host %s refuses: %s %s", a.name(by), why, detail)
 }
@@ -278,7 +278,7 @@ func (a *Allocator) leaseThis(ctx context.Context, p *pool, h handle, addr netip
 			return fmt.Errorf("address %s: %w", addr, a.refused(owner, v.Refusal, v.Holder, ans.Detail))
 		}
 	}
-	return fmt.Errorf("address %s keeps changing its owner; try again: %w", addr, ErrNoAnswer)
+	return errorf(ErrNoAnswer, "address %s keeps changing its owner; try again", addr)
 }
 
 // leaseOwn leases addr if this peer owns it, and nobody elsewhere holds it; else
@@ -298,7 +298,7 @@ func (a *Allocator) leaseOwn(p *pool, h handle, addr netip.Addr, held bool) (own
 	}
 	switch {
 	case p.owner(addr) != a.cfg.Self:
-		return "", fmt.Errorf("address %s is being taken over from a removed host; try again: %w", addr, ErrNoAnswer)
+		return "", errorf(ErrNoAnswer, "address %s is being taken over from a removed host; try again", addr)
 	case !p.free.Contains(addr):
 		return "", fmt.Errorf("address %s: %w as a gateway or reserved address", addr, ErrInUse)
 	case held:

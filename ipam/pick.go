@@ -32,7 +32,7 @@ func (a *Allocator) requestAnyPool(ctx context.Context) (handle, error) {
 			return h, err
 		}
 	}
-	return handle{}, fmt.Errorf("other hosts took each subnet that was picked out of %s; try again, or give --subnet: %w", a.cfg.Range, ErrNoAgreement)
+	return handle{}, errorf(ErrNoAgreement, "other hosts took each subnet that was picked out of %s; try again, or give --subnet", a.cfg.Range)
 }
 
 // holdPicked returns no references if the pool was lost to another peer.
@@ -117,7 +117,7 @@ func (a *Allocator) pick() (pool netip.Prefix, hasRing bool, err error) {
 			}
 		}
 	}
-	return netip.Prefix{}, false, fmt.Errorf("no subnet is free in %s; remove networks, or give --subnet, or set WEAVE_IPALLOC_RANGE to a larger range: %w", a.cfg.Range, ErrFull)
+	return netip.Prefix{}, false, errorf(ErrFull, "no subnet is free in %s; remove networks, or give --subnet, or set WEAVE_IPALLOC_RANGE to a larger range", a.cfg.Range)
 }
 
 // mark picks a candidate unless a request that runs beside this one has it.

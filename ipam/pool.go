@@ -99,17 +99,17 @@ func newPool(prefix netip.Prefix) (*pool, error) {
 // checkPrefix says whether p can be a pool, and if not, what could.
 func checkPrefix(p netip.Prefix) error {
 	if !p.IsValid() || p.Addr().Is4In6() {
-		return fmt.Errorf("subnet %s: not a prefix of IPv4 or IPv6: %w", p, ErrInvalid)
+		return errorf(ErrInvalid, "subnet %s: not a prefix of IPv4 or IPv6", p)
 	}
 	if p != p.Masked() {
-		return fmt.Errorf("subnet %s has bits set beyond its mask; use %s: %w", p, p.Masked(), ErrInvalid)
+		return errorf(ErrInvalid, "subnet %s has bits set beyond its mask; use %s", p, p.Masked())
 	}
 	least, most := minBits6, maxBits6
 	if p.Addr().Is4() {
 		least, most = minBits4, maxBits4
 	}
 	if p.Bits() < least || p.Bits() > most {
-		return fmt.Errorf("subnet %s: use a mask from /%d to /%d: %w", p, least, most, ErrInvalid)
+		return errorf(ErrInvalid, "subnet %s: use a mask from /%d to /%d", p, least, most)
 	}
 	return nil
 }

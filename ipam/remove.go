@@ -108,7 +108,7 @@ func (a *Allocator) checkRemoval(p ring.Peer, host string) error {
 	}
 	switch {
 	case p == a.cfg.Self:
-		return fmt.Errorf("peer %s is this host; run `weave rmpeer` on another one: %w", p, ErrInvalid)
+		return errorf(ErrInvalid, "peer %s is this host; run `weave rmpeer` on another one", p)
 	case a.mayLease() != nil:
 		return a.mayLease()
 	case gone:

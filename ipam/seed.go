@@ -75,7 +75,7 @@ func (a *Allocator) seeding(p *pool) decree {
 		decide:     func(value []byte) (bool, error) { return a.found(p, value) },
 		disagree: func(e electorate, silent []string) error {
 			if len(silent)+len(e.unmet) == 0 {
-				return fmt.Errorf("pool %s: other hosts are starting it too; try again: %w", p.prefix, ErrNoAgreement)
+				return errorf(ErrNoAgreement, "pool %s: other hosts are starting it too; try again", p.prefix)
 			}
 			return fmt.Errorf("pool %s is new, and a majority (%d of %d hosts) must agree who starts with it: %w%s",
 				p.prefix, e.quorum, e.size(), ErrNoAgreement, waitedFor(e, silent))

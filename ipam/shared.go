@@ -55,7 +55,7 @@ func (a *Allocator) reserveAt(ctx context.Context, p *pool, addr netip.Addr, r *
 			return owner, ans, err
 		}
 	}
-	return owner, ans, fmt.Errorf("%s keeps changing its owner; try again: %w", addr, ErrNoAnswer)
+	return owner, ans, errorf(ErrNoAnswer, "%s keeps changing its owner; try again", addr)
 }
 
 // note stores where the reservation r belongs now. Networks may have released
