@@ -109,9 +109,8 @@ type host struct {
 	busy  []netip.Prefix
 	inUse []netip.Prefix
 
-	hurry   time.Duration // patience from the next start on, if not 0
-	clashes []netip.Addr  // as OnClash told
-	removed int           // calls of OnRemoved
+	clashes []netip.Addr // as OnClash told
+	removed int          // calls of OnRemoved
 }
 
 func never() bool { return false }
@@ -158,9 +157,6 @@ func (h *host) start() error {
 	})
 	if err != nil {
 		return err
-	}
-	if h.hurry > 0 {
-		a.patience, a.askTimeout = h.hurry, h.hurry
 	}
 	h.net.mu.Lock()
 	h.removed = 0 // it will be told again

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
-	"time"
+	"testing/synctest"
 
 	"weave/ipam/ring"
 )
@@ -122,7 +122,8 @@ func TestCrashAtEachWrite(t *testing.T) {
 	for victim := range 3 {
 		for _, when := range []crash{crashBefore, crashAfter} {
 			for write := 0; ; write++ {
-				crashed := runScript(t, victim, when, write)
+				var crashed bool
+				synctest.Test(t, func(t *testing.T) { crashed = runScript(t, victim, when, write) })
 				if !crashed {
 					break
 				}
@@ -140,8 +141,6 @@ func runScript(t *testing.T, victim int, when crash, write int) (crashed bool) {
 	n.partition(map[ring.Peer]int{"c": 1})
 	for _, h := range hosts {
 		h.known = []ring.Peer{"a", "b"}
-		h.hurry = 100 * time.Millisecond
-		h.patience, h.askTimeout = h.hurry, h.hurry
 	}
 	hosts[2].known = []ring.Peer{"c"}
 	s := &script{books: newBooks(n, hosts), a: hosts[0], b: hosts[1], c: hosts[2]}

@@ -115,6 +115,7 @@ type Allocator struct {
 	wakeup   chan struct{} // there is work for Run
 	removing chan struct{} // holds one token; taken while peers agree on an heir
 	stored   identity      // as it is on disk
+	lost     []string      // on the way through New: keys of reservations that a former name had
 	former   []ring.Peer   // whom this peer was before it was removed, the latest first
 
 	mu        sync.Mutex // guards all below and what pools say it guards

@@ -1,9 +1,11 @@
 package ipam
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -27,7 +29,8 @@ type identity struct {
 	Former []ring.Peer `json:"former,omitempty"`
 }
 
-// load reads all buckets. Rings come before what refers to them.
+// load reads all buckets. Rings come before what refers to them, also in their
+// own bucket, where the keys of all else have a space.
 func (a *Allocator) load() error {
 	for _, bucket := range []struct {
 		name string
@@ -37,7 +40,6 @@ func (a *Allocator) load() error {
 		{bucketRemoved, a.loadRemoved},
 		{bucketRings, a.loadRing},
 		{bucketPaxos, a.loadAcceptor},
-		{bucketReservations, a.loadReservation},
 		{bucketLeases, a.loadRecord},
 		{bucketPools, a.loadHandle},
 	} {
@@ -45,8 +47,10 @@ func (a *Allocator) load() error {
 		if err != nil {
 			return fmt.Errorf("load %s: %w", bucket.name, err)
 		}
-		for key, value := range values {
-			if err := bucket.load(key, value); err != nil {
+		depends := func(key string) int { return strings.Count(key, " ") }
+		keys := slices.SortedFunc(maps.Keys(values), func(x, y string) int { return cmp.Compare(depends(x), depends(y)) })
+		for _, key := range keys {
+			if err := bucket.load(key, values[key]); err != nil {
 				return fmt.Errorf("%w: bucket %s, key %q: %w", ErrCorrupt, bucket.name, key, err)
 			}
 		}
@@ -55,6 +59,12 @@ func (a *Allocator) load() error {
 }
 
 func (a *Allocator) loadRing(key string, value []byte) error {
+	if of, ok := strings.CutPrefix(key, keyHeard); ok {
+		return a.loadHeard(of, value)
+	}
+	if strings.Contains(key, " ") {
+		return a.loadReservation(key, value)
+	}
 	c, err := ring.Decode(value)
 	if err != nil {
 		return err
@@ -70,7 +80,7 @@ func (a *Allocator) loadRing(key string, value []byte) error {
 	if r.Pool() != p.prefix {
 		return fmt.Errorf("ring of pool %s", r.Pool())
 	}
-	p.setRing(a.cfg.Self, r) // reservations are not loaded yet: none is void
+	p.setRing(a.cfg.Self, r)
 	return nil
 }
 
@@ -102,6 +112,16 @@ func (a *Allocator) rename() error {
 	a.former = next.Former
 	if a.stored.Self == a.cfg.Self {
 		return nil
+	}
+	if len(a.lost) > 0 {
+		changes := map[string][]byte{}
+		for _, key := range a.lost {
+			changes[key] = nil
+		}
+		if err := a.cfg.Store.Apply(bucketRings, changes); err != nil {
+			return fmt.Errorf("drop the reservations of a former name: %w", err)
+		}
+		a.lost = nil
 	}
 	if err := a.cfg.Store.Apply(bucketSelf, map[string][]byte{keySelf: encode(next)}); err != nil {
 		return fmt.Errorf("store the name of this peer: %w", err)
@@ -136,26 +156,28 @@ func (a *Allocator) loadAcceptor(key string, value []byte) error {
 	return err
 }
 
-// loadReservation passes over what is void.
+// loadReservation passes over those that this peer had before it was removed:
+// rename is to delete them.
 func (a *Allocator) loadReservation(key string, value []byte) error {
-	if of, ok := strings.CutPrefix(key, keyHeard); ok {
-		return a.loadHeard(of, value)
-	}
 	p, addr, err := a.loadAddress(key)
 	if err != nil {
 		return err
 	}
-	var r reservationOnDisk
+	var r reservation
 	if err := json.Unmarshal(value, &r); err != nil {
 		return err
 	}
-	if len(r.Holders) == 0 {
+	switch {
+	case len(r) == 0:
 		return errors.New("held by nobody")
+	case a.stored.Self != a.cfg.Self:
+		a.lost = append(a.lost, key)
+		return nil
+	case p.owner(addr) != a.cfg.Self:
+		return errors.New("reservation of an address that another peer owns")
 	}
-	if r.Seed == p.ring.Seed() && p.owner(addr) == a.cfg.Self {
-		slices.Sort(r.Holders)
-		p.setReserved(a.cfg.Self, addr, r.Holders.without(a.isRemoved))
-	}
+	slices.Sort(r)
+	p.setReserved(a.cfg.Self, addr, r.without(a.isRemoved))
 	return nil
 }
 

@@ -10,21 +10,26 @@ import (
 	"weave/ipam/ring"
 )
 
-// Buckets of the Store. Keys are a pool ("ipam-rings"), a decree ("ipam-paxos"),
-// a peer ("ipam-removed"), a pool ID ("ipam-pools"), pool, space, address
-// ("ipam-leases", "ipam-reservations"), "heard", space, pool, space, peer
-// ("ipam-reservations"), or "self" and "serials" ("ipam-self"). Values are JSON.
+// Buckets of the Store, and their keys. Values are JSON.
 //
-// A ring and what depends on it are in different buckets, so the ring alone
-// decides: by it leases are backed or not, and reservations void or not.
+//	ipam-rings    a pool: its ring; pool, space, address: who reserves that
+//	              address; "heard", space, pool, space, peer: its last Serial
+//	ipam-paxos    a decree
+//	ipam-removed  a peer
+//	ipam-self     "self", "serials"
+//	ipam-pools    a pool ID
+//	ipam-leases   pool, space, address
+//
+// Reservations are in one bucket with the rings: what a new ring makes void goes
+// in the same write, else it could come back with the range. Leases are not; the
+// ring alone decides which are backed.
 const (
-	bucketRings        = "ipam-rings"
-	bucketPaxos        = "ipam-paxos"
-	bucketRemoved      = "ipam-removed"
-	bucketSelf         = "ipam-self"
-	bucketPools        = "ipam-pools"
-	bucketLeases       = "ipam-leases"
-	bucketReservations = "ipam-reservations"
+	bucketRings   = "ipam-rings"
+	bucketPaxos   = "ipam-paxos"
+	bucketRemoved = "ipam-removed"
+	bucketSelf    = "ipam-self"
+	bucketPools   = "ipam-pools"
+	bucketLeases  = "ipam-leases"
 )
 
 // encode cannot fail for the types of this package.
@@ -44,35 +49,22 @@ func (a *Allocator) saveRings(rings map[*pool]*ring.Ring) error {
 	changes := make(map[string][]byte, len(rings))
 	for p, r := range rings {
 		changes[p.prefix.String()] = encode(r.Chunk())
+		for _, addr := range p.voidUnder(a.cfg.Self, r) {
+			changes[addressKey(p, addr)] = nil
+		}
 	}
 	if err := a.cfg.Store.Apply(bucketRings, changes); err != nil {
 		return fmt.Errorf("store rings: %w", err)
 	}
 	for p, r := range rings {
 		a.pools[p.prefix] = p
-		moved, void := p.setRing(a.cfg.Self, r)
+		moved := p.setRing(a.cfg.Self, r)
 		a.changed[p.prefix] = true
-		a.dropVoid(p, void)
 		if moved && len(p.unbacked(a.cfg.Self)) > 0 {
 			a.wake()
 		}
 	}
 	return nil
-}
-
-// dropVoid forgets reservations that have no meaning any more. What stays on
-// disk is passed over when it is loaded.
-func (a *Allocator) dropVoid(p *pool, addrs []netip.Addr) {
-	if len(addrs) == 0 {
-		return
-	}
-	changes := map[string][]byte{}
-	for _, addr := range addrs {
-		changes[addressKey(p, addr)] = nil
-	}
-	if err := a.cfg.Store.Apply(bucketReservations, changes); err != nil {
-		a.cfg.Log.WithError(err).WithField("pool", p.prefix).Warn("void reservations stay on disk")
-	}
 }
 
 // saveRecords stores the records of some addresses of p; nil deletes.
@@ -102,13 +94,13 @@ func (a *Allocator) saveRecord(p *pool, addr netip.Addr, r *record) error {
 func (a *Allocator) saveReserved(p *pool, addr netip.Addr, r reservation, heard map[ring.Peer]uint64) error {
 	var value []byte
 	if len(r) > 0 {
-		value = encode(reservationOnDisk{p.ring.Seed(), r})
+		value = encode(r)
 	}
 	changes := map[string][]byte{addressKey(p, addr): value}
 	for peer, serial := range heard {
 		changes[keyHeard+p.prefix.String()+" "+string(peer)] = encode(serial)
 	}
-	if err := a.cfg.Store.Apply(bucketReservations, changes); err != nil {
+	if err := a.cfg.Store.Apply(bucketRings, changes); err != nil {
 		return fmt.Errorf("store reservation of %s: %w", addr, err)
 	}
 	p.setReserved(a.cfg.Self, addr, r)

@@ -44,12 +44,6 @@ func (r record) isDebt() bool { return r.Kind != KindLease && r.Count == 0 }
 // ascending order.
 type reservation []ring.Peer
 
-// reservationOnDisk is of the ring with the seed: under another it is void.
-type reservationOnDisk struct {
-	Seed    ring.SeedID `json:"seed"`
-	Holders reservation `json:"holders"`
-}
-
 // with and without leave r as it is.
 func (r reservation) with(p ring.Peer) reservation {
 	next := append(slices.Clone(r), p)
@@ -124,21 +118,30 @@ func (p *pool) take(ctx context.Context) (pass func(), err error) {
 	}
 }
 
-// setRing uses a ring that is stored. Reservations in ranges that this peer lost
-// are void, and all of them if the ring is another cluster's; setRing lists them.
-// moved says that this peer owns something else than before.
-func (p *pool) setRing(self ring.Peer, r *ring.Ring) (moved bool, void []netip.Addr) {
-	replaced := p.ring != nil && p.ring.Seed() != r.Seed()
-	same := p.ring != nil && !replaced && slices.Equal(p.ring.Ranges(self), r.Ranges(self))
+// replacedBy says whether r is the ring of another cluster.
+func (p *pool) replacedBy(r *ring.Ring) bool { return p.ring != nil && p.ring.Seed() != r.Seed() }
+
+// voidUnder lists the reservations that have no meaning under r: those in ranges
+// that this peer has lost there, and all if the ring is another cluster's.
+func (p *pool) voidUnder(self ring.Peer, r *ring.Ring) (void []netip.Addr) {
+	for addr := range p.reserved {
+		if owner, _ := r.Owner(addr); p.replacedBy(r) || owner != self {
+			void = append(void, addr)
+		}
+	}
+	return void
+}
+
+// setRing uses a ring that is stored. moved says that this peer owns something
+// else than before.
+func (p *pool) setRing(self ring.Peer, r *ring.Ring) (moved bool) {
+	same := p.ring != nil && !p.replacedBy(r) && slices.Equal(p.ring.Ranges(self), r.Ranges(self))
+	for _, addr := range p.voidUnder(self, r) {
+		delete(p.reserved, addr)
+	}
 	p.ring = r
 	if same {
-		return false, nil
-	}
-	for addr := range p.reserved {
-		if replaced || p.owner(addr) != self {
-			void = append(void, addr)
-			delete(p.reserved, addr)
-		}
+		return false
 	}
 	p.free = space.Set{}
 	for _, own := range r.Ranges(self) {
@@ -152,7 +155,7 @@ func (p *pool) setRing(self ring.Peer, r *ring.Ring) (moved bool, void []netip.A
 	for addr := range p.reserved {
 		p.free.Remove(space.Single(addr))
 	}
-	return true, void
+	return true
 }
 
 // setRecord uses a record that is stored; nil removes it.

@@ -266,7 +266,11 @@ func TestCorruptState(t *testing.T) {
 		{bucketLeases, small + " 10.40.0.3", `{"kind":"gateway","count":-1}`},
 		{bucketLeases, small + " 10.40.0.0", `{"kind":"lease"}`},
 		{bucketLeases, small, `{"kind":"lease"}`},
-		{bucketReservations, small + " 10.40.0.3", `{}`},
+		{bucketRings, small + " 10.40.0.3", `{}`},
+		{bucketRings, small + " 10.40.0.3", `[]`},
+		{bucketRings, "10.99.0.0/16 10.99.0.3", `["b"]`},
+		{bucketRings, keyHeard + small + " b", `0`},
+		{bucketRings, keyHeard + small, `1`},
 	}
 	for _, test := range tests {
 		_, hosts := newNet(t, "a", "b")

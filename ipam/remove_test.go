@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pgregory.net/rapid"
@@ -120,33 +121,38 @@ func (b *books) bury(t failer) {
 
 func TestRemoveMachine(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		n, hosts := apart(t, rapid.IntRange(2, 4).Draw(rt, "hosts"))
-		if rapid.Bool().Draw(rt, "announced") {
-			n.table = map[netip.Addr]map[ring.Peer]bool{}
-		}
-		for _, h := range hosts {
-			h.hurry = 30 * time.Millisecond
-			h.patience, h.askTimeout = h.hurry, h.hurry
-		}
-		b := newBooks(n, hosts)
-		n.lose(b.flip, b.flip)
-		rt.Repeat(map[string]func(*rapid.T){
-			"lease": b.lease, "lease more": b.lease, "claim": b.claim, "release": b.release, "reserve": b.reserve, "unreserve": b.unreserve,
-			"crash": b.crash, "cut": b.cut, "heal": b.heal, "split": b.split, "gossip": b.gossip, "settle": b.settle,
-			"die": b.die, "remove": b.remove, "remove more": b.remove, "rejoin": func(t *rapid.T) { b.rejoin(t) }, "": func(t *rapid.T) { b.check(t) },
+		var failure any     // rapid ends a run by a panic, on its own goroutine
+		rt.Context().Done() // made outside of the bubble, since rapid closes it there
+		synctest.Test(t, func(t *testing.T) {
+			defer func() { failure = recover() }()
+			removeMachine(t, rt)
 		})
-		n.partition(nil)
-		n.lose(never, never)
-		for _, h := range b.hosts {
-			h.hurry, h.patience = 5*time.Second, 5*time.Second
+		if failure != nil {
+			panic(failure)
 		}
-		for range 3 {
-			b.calm(rt)
-			b.rejoin(rt)
-		}
-		b.bury(rt)
-		b.converged(rt)
 	})
+}
+
+func removeMachine(t *testing.T, rt *rapid.T) {
+	n, hosts := apart(t, rapid.IntRange(2, 4).Draw(rt, "hosts"))
+	if rapid.Bool().Draw(rt, "announced") {
+		n.table = map[netip.Addr]map[ring.Peer]bool{}
+	}
+	b := newBooks(n, hosts)
+	n.lose(b.flip, b.flip)
+	rt.Repeat(map[string]func(*rapid.T){
+		"lease": b.lease, "lease more": b.lease, "claim": b.claim, "release": b.release, "reserve": b.reserve, "unreserve": b.unreserve,
+		"crash": b.crash, "cut": b.cut, "heal": b.heal, "split": b.split, "gossip": b.gossip, "settle": b.settle,
+		"die": b.die, "remove": b.remove, "remove more": b.remove, "rejoin": func(t *rapid.T) { b.rejoin(t) }, "": func(t *rapid.T) { b.check(t) },
+	})
+	n.partition(nil)
+	n.lose(never, never)
+	for range 3 {
+		b.calm(rt)
+		b.rejoin(rt)
+	}
+	b.bury(rt)
+	b.converged(rt)
 }
 
 func TestRemoveRefuses(t *testing.T) {

@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"weave/ipam/ring"
@@ -166,4 +167,56 @@ func TestRequestThatFailedIsADebt(t *testing.T) {
 	if got := b.serve(t.Context(), "a", req).Refusal; got != refusedLate || len(a.unsettled(a.pools[pool])) > 0 {
 		t.Errorf("refused as %q, debts %v", got, a.unsettled(a.pools[pool]))
 	}
+}
+
+// reservationsOnDisk counts those that a start would find.
+func (h *host) reservationsOnDisk() (n int) {
+	for key := range h.disk.buckets[bucketRings] {
+		if strings.Contains(key, " ") && !strings.HasPrefix(key, keyHeard) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestReservationsEndWithTheRange verifies that no reservation stays on disk when
+// its range is lost, from where it would come back with the range.
+func TestReservationsEndWithTheRange(t *testing.T) {
+	reserve := func(t *testing.T) *host {
+		_, hosts := newNet(t, "a")
+		a := hosts[0]
+		a.pool(t, small, "")
+		pool := netip.MustParsePrefix(small)
+		req := request{Op: opReserve, Pool: pool, Ring: a.pools[pool].chunk(), Addr: netip.MustParseAddr("10.40.0.3"), Serial: 1}
+		if got := a.serve(t.Context(), "b", req).Refusal; got != "" || a.reservationsOnDisk() != 1 {
+			t.Fatalf("refused as %q, %d on disk", got, a.reservationsOnDisk())
+		}
+		if err := a.start(); err != nil || len(a.pools[pool].reserved) != 1 {
+			t.Fatalf("after a restart: %v", err)
+		}
+		return a
+	}
+	t.Run("another ring", func(t *testing.T) {
+		a := reserve(t)
+		r, err := ring.New(netip.MustParsePrefix(small), ring.SeedID{}, []ring.Peer{"a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := a.learn("b", gossip{Rings: []ring.Chunk{r.Chunk()}}); err != nil || a.reservationsOnDisk() != 0 {
+			t.Errorf("%v, %d on disk", err, a.reservationsOnDisk())
+		}
+	})
+	t.Run("another name", func(t *testing.T) {
+		a := reserve(t)
+		if err := a.rejoin("a2"); err != nil || a.reservationsOnDisk() != 0 {
+			t.Errorf("%v, %d on disk", err, a.reservationsOnDisk())
+		}
+	})
+	t.Run("another name, disk full", func(t *testing.T) {
+		a := reserve(t)
+		a.disk.left = 0
+		if err := a.rejoin("a2"); err == nil {
+			t.Error("starts, and the reservation is still on disk")
+		}
+	})
 }
