@@ -12,30 +12,40 @@ PLUGIN  ?= weavenet
 PREFIX  ?= /usr/local
 # What `make install` sets, as in SET='WEAVE_PEERS=host1 WEAVE_MTU=1400'.
 SET     ?=
+# Where binary and plugin are made; the tests look for them there as well.
+BUILD   ?= $(or $(WEAVE_BUILD),build)
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 
 .DEFAULT_GOAL := help
+
+##@ Help
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 ##@ Build
 
 .PHONY: build
 build: ## Compile the static binary build/weave
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o build/weave ./plugin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o '$(BUILD)/weave' ./plugin
 
 .PHONY: plugin
 plugin: build ## Lay out build/plugin for `docker plugin create`
-	rm -rf build/plugin
-	mkdir -p build/plugin/rootfs/host/run build/plugin/rootfs/host/var/lib build/plugin/rootfs/run/docker/plugins
-	cp config.json build/plugin/config.json
-	cp build/weave build/plugin/rootfs/weave
+	rm -rf '$(BUILD)/plugin'
+	mkdir -p '$(BUILD)/plugin/rootfs/host/run' '$(BUILD)/plugin/rootfs/host/var/lib' '$(BUILD)/plugin/rootfs/run/docker/plugins'
+	cp config.json '$(BUILD)/plugin/config.json'
+	cp '$(BUILD)/weave' '$(BUILD)/plugin/rootfs/weave'
 
 .PHONY: image
 image: build ## Build the same root file system with the Dockerfile, as image weave
-	$(DOCKER) build -t weave .
+	$(DOCKER) build -t weave --build-arg 'BINARY=$(BUILD)/weave' .
 
 .PHONY: clean
 clean: ## Remove build/
-	rm -rf build
+	rm -rf '$(BUILD)'
 
 ##@ Install
 
@@ -51,7 +61,7 @@ install: plugin ## Put the plugin into the local Docker Engine and the command o
 		echo "Replacing plugin $(PLUGIN); its settings are kept."; \
 		$(REMOVE_PLUGIN); \
 	fi; \
-	$(DOCKER) plugin create $(PLUGIN) build/plugin >/dev/null || \
+	$(DOCKER) plugin create $(PLUGIN) '$(BUILD)/plugin' >/dev/null || \
 		{ echo "The plugin is not installed now. Its settings are in $$settings." >&2; exit 1; }; \
 	while IFS= read -r setting; do \
 		$(DOCKER) plugin set $(PLUGIN) "$$setting" || \
@@ -65,7 +75,7 @@ install: plugin ## Put the plugin into the local Docker Engine and the command o
 	$(DOCKER) plugin enable $(PLUGIN) >/dev/null || \
 		{ echo "The plugin is installed, but does not start. Its settings: docker plugin inspect $(PLUGIN)" >&2; exit 1; }; \
 	$(SUDO) mkdir -p '$(PREFIX)/bin'; \
-	$(SUDO) install -m 0755 build/weave '$(PREFIX)/bin/weave.new'; \
+	$(SUDO) install -m 0755 '$(BUILD)/weave' '$(PREFIX)/bin/weave.new'; \
 	$(SUDO) mv -f '$(PREFIX)/bin/weave.new' '$(PREFIX)/bin/weave'; \
 	echo "Plugin $(PLUGIN) $(VERSION) is enabled. See: $(PREFIX)/bin/weave status"
 
@@ -84,11 +94,3 @@ SETTINGS := {{range .Settings.Env}}{{println .}}{{end}}{{range .Settings.Mounts}
 REMOVE_PLUGIN = $(DOCKER) plugin disable -f $(PLUGIN) >/dev/null 2>&1 || true; $(DOCKER) plugin rm -f $(PLUGIN) >/dev/null
 
 include test/test.mk
-
-##@ Help
-
-.PHONY: help
-help: ## List the targets
-	@awk 'BEGIN { FS = ":.*## " } \
-		/^##@ / { printf "\n%s\n", substr($$0, 5) } \
-		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

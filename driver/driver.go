@@ -57,6 +57,7 @@ type Kernel interface {
 	HasLink(name string) (bool, error)
 	Routes() ([]host.Route, error)
 	EnsureFirewall(bridges []string) ([]host.Blocked, error)
+	RemoveFirewall() error
 }
 
 // Fabric is what the driver needs of the mesh. All calls are idempotent: to
@@ -132,6 +133,7 @@ type Driver struct {
 	log         *logrus.Entry
 
 	firewall sync.Mutex // held from reading the bridges to having them applied
+	fenced   bool       // a firewall is there for networks of ours; guarded by firewall
 
 	mu        sync.Mutex
 	networks  map[string]*network
@@ -179,6 +181,7 @@ func New(cfg Config) (*Driver, error) {
 	if err := d.load(); err != nil {
 		return nil, fmt.Errorf("load networks: %w", err)
 	}
+	d.fenced = len(d.networks) > 0
 	return d, nil
 }
 
@@ -254,7 +257,9 @@ func (d *Driver) HasSubnet(subnet netip.Prefix) bool {
 
 // EnsureFirewall brings the host's firewall into the state that the networks
 // need, and returns what stands in the way and only the host's owner can
-// change. It is cheap when nothing is to be done.
+// change. It is cheap when nothing is to be done. The last network takes the
+// firewall with it; one that an earlier run left, when it lost its state, may
+// still be needed by what runs on.
 func (d *Driver) EnsureFirewall() ([]host.Blocked, error) {
 	d.firewall.Lock()
 	defer d.firewall.Unlock()
@@ -264,8 +269,18 @@ func (d *Driver) EnsureFirewall() ([]host.Blocked, error) {
 		bridges = append(bridges, n.rec.Bridge)
 	}
 	d.mu.Unlock()
-	slices.Sort(bridges)
-	return d.kernel.EnsureFirewall(bridges)
+	if len(bridges) > 0 {
+		d.fenced = true
+		slices.Sort(bridges)
+		return d.kernel.EnsureFirewall(bridges)
+	}
+	if d.fenced {
+		if err := d.kernel.RemoveFirewall(); err != nil {
+			return nil, err
+		}
+		d.fenced = false
+	}
+	return nil, nil
 }
 
 // describe names a network for people: short ID, and name where it is known.

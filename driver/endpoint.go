@@ -16,7 +16,7 @@ import (
 func (d *Driver) CreateEndpoint(_ context.Context, req *api.CreateEndpointRequest) (*api.CreateEndpointResponse, error) {
 	rec, err := d.createEndpoint(req)
 	if err != nil {
-		return nil, fmt.Errorf("create endpoint %.64s: %w", req.EndpointID, err)
+		return nil, fmt.Errorf("create endpoint %s: %w", short(req.EndpointID), err)
 	}
 	answer := &api.EndpointInterface{}
 	if !rec.GivenMAC {
@@ -200,7 +200,7 @@ func (d *Driver) DeleteEndpoint(_ context.Context, req *api.DeleteEndpointReques
 		return nil
 	}
 	if err := d.removeEndpoint(e); err != nil {
-		return fmt.Errorf("delete endpoint %s: %w", req.EndpointID, err)
+		return fmt.Errorf("delete endpoint %s: %w", short(req.EndpointID), err)
 	}
 	return nil
 }

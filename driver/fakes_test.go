@@ -70,7 +70,7 @@ type fakeKernel struct {
 	mu       sync.Mutex
 	links    map[string]link
 	routes   []host.Route
-	firewall []string
+	firewall []string // nil: there is none
 }
 
 func (k *fakeKernel) change(name string, f func() error) error {
@@ -149,6 +149,13 @@ func (k *fakeKernel) Routes() (routes []host.Route, err error) {
 func (k *fakeKernel) EnsureFirewall(bridges []string) ([]host.Blocked, error) {
 	return nil, k.change("EnsureFirewall", func() error {
 		k.firewall = slices.Clone(bridges)
+		return nil
+	})
+}
+
+func (k *fakeKernel) RemoveFirewall() error {
+	return k.change("RemoveFirewall", func() error {
+		k.firewall = nil
 		return nil
 	})
 }

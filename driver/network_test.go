@@ -204,6 +204,37 @@ func TestCreateNetworkRollsBack(t *testing.T) {
 	}
 }
 
+// The firewall goes with the last network, at the next try if need be, and is
+// not touched by a driver that has had none.
+func TestFirewallGoesWithTheLastNetwork(t *testing.T) {
+	r := newRig(t)
+	r.kernel.firewall = []string{"of another run"}
+	if _, err := r.EnsureFirewall(); err != nil || len(r.kernel.firewall) != 1 {
+		t.Fatalf("firewall %v, error %v", r.kernel.firewall, err)
+	}
+	deleteNetwork := func(id string) {
+		t.Helper()
+		if err := r.DeleteNetwork(t.Context(), &api.DeleteNetworkRequest{NetworkID: id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.mustCreateNetwork(t, "n1", "10.32.0.0/16")
+	r.mustCreateNetwork(t, "n2", "10.33.0.0/16")
+	deleteNetwork("n1")
+	if len(r.kernel.firewall) != 1 {
+		t.Errorf("with one network: firewall %v", r.kernel.firewall)
+	}
+	r.set("RemoveFirewall")
+	deleteNetwork("n2")
+	if r.kernel.firewall == nil {
+		t.Fatal("the fault did not strike")
+	}
+	r.set()
+	if _, err := r.EnsureFirewall(); err != nil || r.kernel.firewall != nil {
+		t.Errorf("without a network: firewall %v, error %v", r.kernel.firewall, err)
+	}
+}
+
 func TestDeleteNetworkAgainAfterFailure(t *testing.T) {
 	for _, step := range []string{"Withdraw", "DeleteLink", "RemoveBridge", "LeaveSegment", "Apply"} {
 		t.Run(step, func(t *testing.T) {

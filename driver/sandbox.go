@@ -24,7 +24,7 @@ const (
 func (d *Driver) Join(ctx context.Context, req *api.JoinRequest) (*api.JoinResponse, error) {
 	rec, err := d.join(ctx, req)
 	if err != nil {
-		return nil, fmt.Errorf("join endpoint %.64s: %w", req.EndpointID, err)
+		return nil, fmt.Errorf("join endpoint %s: %w", short(req.EndpointID), err)
 	}
 	answer := &api.JoinResponse{
 		InterfaceName: api.InterfaceName{SrcName: rec.containerLink(), DstPrefix: dstPrefix},
@@ -133,7 +133,7 @@ func (d *Driver) Leave(_ context.Context, req *api.LeaveRequest) error {
 		return nil
 	}
 	if err := d.leave(e); err != nil {
-		return fmt.Errorf("leave endpoint %s: %w", req.EndpointID, err)
+		return fmt.Errorf("leave endpoint %s: %w", short(req.EndpointID), err)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -88,10 +89,15 @@ echo "$*" >>calls
 ! grep -qx -- "$2" fails 2>/dev/null
 `
 
-// runMake runs a target of the Makefile in dir, with the fake docker.
+// runMake runs a target of the Makefile in dir, with the fake docker and what
+// is built already.
 func runMake(t *testing.T, dir, target string, more ...string) (string, error) {
 	t.Helper()
-	cmd := exec.Command("make", append([]string{"-f", "Makefile", "-o", "plugin", target, "VERSION=1.2.3",
+	built := "plugin"
+	if target == built {
+		built = "build"
+	}
+	cmd := exec.Command("make", append([]string{"-f", "Makefile", "-o", built, target, "VERSION=1.2.3", "SUDO=", "BUILD=build",
 		"DOCKER=" + filepath.Join(dir, "docker"), "PREFIX=" + filepath.Join(dir, "usr")}, more...)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "MAKEFLAGS=", "MAKELEVEL=", "TMPDIR="+dir)
@@ -127,6 +133,44 @@ func makeDir(t *testing.T, files map[string]string) string {
 		}
 	}
 	return dir
+}
+
+// TestDockerfile holds that it lays out what `make plugin` does: the binary, and
+// the mount points of config.json.
+func TestDockerfile(t *testing.T) {
+	dir := makeDir(t, map[string]string{"config.json": "{}"})
+	if out, err := runMake(t, dir, "plugin"); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var want []string
+	root := filepath.Join(dir, "build/plugin/rootfs")
+	if err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
+		want = append(want, strings.TrimPrefix(path, root))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	dockerfile, err := os.ReadFile("../Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := []string{""} // the root
+	for line := range strings.Lines(string(dockerfile)) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) > 1 && words[0] == "FROM" && words[1] != "scratch":
+			t.Errorf("not from scratch: %s", line)
+		case len(words) > 0 && (words[0] == "COPY" || words[0] == "WORKDIR"):
+			for path := words[len(words)-1]; path != "/"; path = filepath.Dir(path) {
+				got = append(got, path)
+			}
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if got = slices.Compact(got); !slices.Equal(got, want) {
+		t.Errorf("the Dockerfile makes %q, make plugin %q", got, want)
+	}
 }
 
 func calls(t *testing.T, dir string) string {

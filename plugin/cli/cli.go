@@ -96,7 +96,9 @@ func (a *app) connectCommand() *cobra.Command {
 		Long: `Connect this host to others, by name or address. One host of a cluster is
 enough: the others are found through it. Addresses that do not answer are
 tried again until they do, also after a restart of the plugin; weave forget
-ends that.`,
+ends that. This host itself is left out, so that all can be given one list.
+
+The exit status is 1 if one of the hosts was not reached at once.`,
 		Example: `  sudo weave connect 192.0.2.7
   sudo weave connect host2.example.org:6790 '[2001:db8::7]:6783'`,
 		Args:              addresses,
@@ -120,7 +122,7 @@ that were met stay connected. Addresses in the setting WEAVE_PEERS are changed
 there.`,
 		Example:           `  sudo weave forget 192.0.2.7`,
 		Args:              addresses,
-		ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: a.complete(forgettable),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.client().Forget(cmd.Context(), args)
 		},
@@ -140,12 +142,15 @@ func addresses(cmd *cobra.Command, args []string) error {
 func printConnected(p *printer, results []control.ConnectResult) error {
 	failed := 0
 	for _, r := range results {
-		if r.Error != "" {
+		switch {
+		case r.Error != "":
 			failed++
 			p.line("%s: %s", clean(r.Address), clean(r.Error))
-			continue
+		case r.Self:
+			p.line("%s: this is this host, left out", clean(r.Address))
+		default:
+			p.line("%s: connected to %s", clean(r.Address), peerName(r.Nickname, r.Peer))
 		}
-		p.line("%s: connected to %s", clean(r.Address), peerName(r.Nickname, r.Peer))
 	}
 	if p.err != nil {
 		return p.err

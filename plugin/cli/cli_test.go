@@ -46,7 +46,7 @@ func runWeave() {
 
 // TestScripts runs testdata/script. There `plugin FILE` runs a plugin whose
 // status is in FILE, on $WEAVE_SOCKET. It can be told to connect to any address
-// but those that begin with "bad".
+// but those that begin with "bad"; "self" is its own.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/script",
@@ -77,8 +77,11 @@ func (d fakeDaemon) Connect(_ context.Context, addrs []string) ([]control.Connec
 	var results []control.ConnectResult
 	for _, a := range addrs {
 		r := control.ConnectResult{Address: a, Peer: "rightrightrightrightrightr", Nickname: "right"}
-		if strings.HasPrefix(a, "bad") {
+		switch {
+		case strings.HasPrefix(a, "bad"):
 			r = control.ConnectResult{Address: a, Error: "no answer"}
+		case a == "self":
+			r = control.ConnectResult{Address: a, Self: true}
 		}
 		results = append(results, r)
 	}
@@ -191,7 +194,8 @@ func TestUnits(t *testing.T) {
 		size(999_960):                           "1.0 MB",
 		size(18446744073709551615):              "18.4 EB",
 		share(0, 0):                             "0",
-		share(1<<63, 1<<64-1):                   "~2^63 of ~2^64 (50%)",
+		share(1<<63, 1<<64-1):                   "9.2e18 of 1.8e19 (50%)",
+		share(1<<64-1, 1<<64-1):                 "2^64 or more",
 		share(1, 4):                             "1 of 4 (25%)",
 	} {
 		if got != want {

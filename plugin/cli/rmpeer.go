@@ -25,7 +25,7 @@ back after all joins as a new peer and keeps its containers' addresses.`,
 		Example: `  sudo weave rmpeer h3
   sudo weave rmpeer --gone sf2nahbyw3fq`,
 		Args:              onePeer,
-		ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: a.complete(removable),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := a.client().RemovePeer(cmd.Context(), args[0], gone)
 			if err != nil {

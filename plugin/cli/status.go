@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -25,10 +24,14 @@ func (a *app) statusCommand() *cobra.Command {
 		view{overview, func(s control.Status) any { return s }})
 	cmd.Long = `Show the plugin of this host on one screen: first what is wrong and what to do
 about it, then the peers, segments and address pools. The names below it show
-one part in full.`
+one part in full.
+
+The exit status is 0 if the plugin answers, whatever it says, else 1. Programs
+find what is wrong in the JSON, under "problems" and "refusals".`
 	cmd.Example = `  sudo weave status
   sudo weave status endpoints
-  sudo weave status peers --json`
+  sudo weave status peers --json
+  sudo weave status --json | jq -e '.problems == []'`
 	cmd.AddCommand(
 		a.viewCommand("peers", "List the other hosts, and how each is reached",
 			view{peersView, func(s control.Status) any { return s.Peers }}),
@@ -57,8 +60,11 @@ func (a *app) viewCommand(name, short string, v view) *cobra.Command {
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), v.json(status))
 			}
-			p := newPrinter(cmd.OutOrStdout(), a.Now())
-			v.text(p, status)
+			p, text := newPrinter(cmd.OutOrStdout(), a.Now()), v.text
+			if status.Peer == "" {
+				text = overview // there are no parts, and this says why
+			}
+			text(p, status)
 			return p.err
 		},
 	}
@@ -109,7 +115,7 @@ func problems(p *printer, s control.Status) {
 	}
 	for _, r := range s.Refusals {
 		p.line("%s: no session with %s: %s (%s, last %s)", p.style(yellow, "warning"),
-			stranger(r.Address), clean(r.Why), count(r.Count, "time", "times"), past(p.ago(r.Last)))
+			r.Address, clean(r.Why), count(r.Count, "time", "times"), past(p.ago(r.Last)))
 		p.line("  -> %s", clean(r.Do))
 	}
 	switch {
@@ -132,15 +138,6 @@ func aboutSettings(s control.Status) bool {
 		slices.ContainsFunc(s.Refusals, func(x control.Refusal) bool { return strings.Contains(x.Do, prefix) })
 }
 
-// stranger writes the address of a host that is no peer; its port may not be
-// known.
-func stranger(a netip.AddrPort) string {
-	if a.Port() == 0 {
-		return a.Addr().String()
-	}
-	return a.String()
-}
-
 // past turns the result of ago into a moment.
 func past(ago string) string {
 	if ago == "now" || ago == "-" {
@@ -156,7 +153,7 @@ func peersSummary(p *printer, s control.Status) {
 		if peer.State == control.Up {
 			up++
 		}
-		rows = append(rows, []string{orDash(peer.Nickname), shortID(peer.ID), string(peer.State), reached(peer), roundTrip(peer.RTT), p.ago(peer.Since)})
+		rows = append(rows, p.peerRow(peer, shortID(peer.ID)))
 	}
 	strangers := unmet(s.Seeds)
 	rows = append(rows, strangers...)
@@ -170,7 +167,21 @@ func peersSummary(p *printer, s control.Status) {
 	default:
 		p.heading("Peers: %d of %d up, %s not met", up, len(s.Peers), count(uint64(len(strangers)), "address", "addresses"))
 	}
-	p.table([]column{left("NAME"), left("PEER"), left("STATE"), left("REACHED BY"), right("RTT"), left("SINCE")}, rows)
+	p.table(peerHeader(), rows)
+}
+
+func peerHeader() []column {
+	return []column{left("NAME"), left("PEER"), left("STATE"), left("FOR"), left("REACHED BY"), right("RTT")}
+}
+
+// peerRow is a line below peerHeader. The round trip of a peer that is gone is
+// an old one.
+func (p *printer) peerRow(peer control.Peer, id string) []string {
+	rtt := "-"
+	if peer.State == control.Up {
+		rtt = roundTrip(peer.RTT)
+	}
+	return []string{orDash(peer.Nickname), id, string(peer.State), p.ago(peer.Since), reached(peer), rtt}
 }
 
 // unmet makes rows of the addresses where nobody was met. Why is told among the
@@ -185,7 +196,7 @@ func unmet(seeds []control.Seed) [][]string {
 		if seed.Error == "" {
 			state = "not tried"
 		}
-		rows = append(rows, []string{"-", "-", state, seed.Address, "-", "-"})
+		rows = append(rows, []string{"-", "-", state, "-", seed.Address, "-"})
 	}
 	return rows
 }
@@ -212,7 +223,11 @@ func segmentsSummary(p *printer, s control.Status) {
 	p.heading("Segments: %d", len(s.Segments))
 	var rows [][]string
 	for _, seg := range s.Segments {
-		rows = append(rows, []string{seg.Key, networkNames(seg.Networks), fmt.Sprint(seg.MTU), count(uint64(len(seg.Members)), "host", "hosts"), fmt.Sprint(seg.Endpoints)})
+		name := seg.Key
+		if subnet := seg.Subnet.String(); seg.Subnet.IsValid() && subnet != name {
+			name += " (" + subnet + ")" // it has a name of its own
+		}
+		rows = append(rows, []string{name, networkNames(seg.Networks), fmt.Sprint(seg.MTU), count(uint64(len(seg.Members)), "host", "hosts"), fmt.Sprint(seg.Endpoints)})
 	}
 	p.table([]column{left("SEGMENT"), left("LOCAL NETWORK"), right("MTU"), left("SHARED BY"), right("CONTAINERS HERE")}, rows)
 }

@@ -2,7 +2,7 @@ package cli
 
 import (
 	"fmt"
-	"math/bits"
+	"math"
 	"strings"
 
 	"weave/plugin/control"
@@ -11,10 +11,7 @@ import (
 func peersView(p *printer, s control.Status) {
 	var rows [][]string
 	for _, peer := range s.Peers {
-		rows = append(rows, []string{
-			orDash(peer.Nickname), peer.ID, string(peer.State), reached(peer), roundTrip(peer.RTT), p.ago(peer.Since),
-			past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received),
-		})
+		rows = append(rows, append(p.peerRow(peer, peer.ID), past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received)))
 	}
 	for _, row := range unmet(s.Seeds) {
 		rows = append(rows, append(row, "-", "-", "-"))
@@ -23,7 +20,7 @@ func peersView(p *printer, s control.Status) {
 		p.line("No peers yet. Join others with: weave connect HOST")
 		return
 	}
-	p.table([]column{left("NAME"), left("PEER"), left("STATE"), left("REACHED BY"), right("RTT"), left("SINCE"), left("HEARD"), right("SENT"), right("RECEIVED")}, rows)
+	p.table(append(peerHeader(), left("HEARD"), right("SENT"), right("RECEIVED")), rows)
 }
 
 func segmentsView(p *printer, s control.Status) {
@@ -92,20 +89,24 @@ func poolRows(pools []control.Pool) [][]string {
 	return rows
 }
 
-// share writes n of all with its part in percent.
+// share writes n of all with its part in percent, which nobody knows where both
+// are too many to count.
 func share(n, all uint64) string {
-	if all == 0 {
+	switch {
+	case all == 0:
 		return amount(n)
+	case n == math.MaxUint64:
+		return "2^64 or more"
 	}
 	return fmt.Sprintf("%s of %s (%.0f%%)", amount(n), amount(all), 100*float64(n)/float64(all))
 }
 
-// amount writes a number of addresses; those of IPv6 by their power of two.
+// amount writes a number of addresses; those of IPv6 pools are rounded.
 func amount(n uint64) string {
 	if n < 1e12 {
 		return fmt.Sprint(n)
 	}
-	return fmt.Sprintf("~2^%d", bits.Len64(n-1))
+	return strings.Replace(fmt.Sprintf("%.1e", float64(n)), "e+", "e", 1)
 }
 
 func ipamView(p *printer, s control.Status) {

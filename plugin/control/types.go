@@ -64,11 +64,11 @@ type Problem struct {
 // Refusal is an address that was not let in, or did not let us in. What such a
 // stranger says of itself is not proven.
 type Refusal struct {
-	Address netip.AddrPort `json:"address"`
-	Why     string         `json:"why"`
-	Do      string         `json:"do"`
-	Count   uint64         `json:"count"`
-	Last    time.Time      `json:"last"`
+	Address netip.Addr `json:"address"`
+	Why     string     `json:"why"`
+	Do      string     `json:"do"`
+	Count   uint64     `json:"count"`
+	Last    time.Time  `json:"last"`
 }
 
 // PeerState tells whether a peer can be reached.
@@ -161,5 +161,6 @@ type ConnectResult struct {
 	Address  string `json:"address"` // host:port
 	Peer     string `json:"peer,omitempty"`
 	Nickname string `json:"nickname,omitempty"`
-	Error    string `json:"error,omitempty"` // why there is no peer
+	Self     bool   `json:"self,omitempty"`  // it is this host: the address is not kept
+	Error    string `json:"error,omitempty"` // why there is no peer; the address is tried again
 }

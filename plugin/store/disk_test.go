@@ -127,6 +127,9 @@ func TestDiskFull(t *testing.T) {
 			return
 		}
 		s, err := Open(path)
+		if err == nil {
+			err = s.Check()
+		}
 		if err != nil {
 			t.Error(err)
 			return
@@ -144,8 +147,18 @@ func TestDiskFull(t *testing.T) {
 		if got, err := s.Load("b"); err != nil || len(got) != written {
 			t.Errorf("%d entries (%v), %d were acknowledged", len(got), err, written)
 		}
+		if err := s.Apply("b", map[string][]byte{"0": nil}); err != nil { // into pages that the file has
+			t.Errorf("deletion on a full disk: %v", err)
+		}
+		written--
+		if err := s.Check(); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), path) {
+			t.Errorf("the check of a full disk says %v", err)
+		}
 		if err := os.Remove(ballast); err != nil {
 			t.Error(err)
+		}
+		if err := s.Check(); err != nil {
+			t.Errorf("the check with space again: %v", err)
 		}
 		if err := s.Apply("b", map[string][]byte{"after": value}); err != nil {
 			t.Errorf("write with space again: %v", err)
@@ -153,6 +166,9 @@ func TestDiskFull(t *testing.T) {
 		written++
 		if err := s.Close(); err != nil {
 			t.Error(err)
+		}
+		if files, err := os.ReadDir(filepath.Dir(path)); err != nil || len(files) != 1 {
+			t.Errorf("files beside the state: %v %v", files, err)
 		}
 		s, err = Open(path)
 		if err != nil {

@@ -73,6 +73,19 @@ func syncDir(dir string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
+// tryRoom writes a file of some size to the disk, and removes it.
+func tryRoom(path string) (err error) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, fileMode)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(path)) }()
+	if _, err := f.Write(make([]byte, room)); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
 // openBolt opens path and locks it. bbolt panics on some kinds of damage with
 // the file open: opened hears of the file, so that the caller can close it.
 func openBolt(path string, opened func(*os.File)) (*bbolt.DB, error) {

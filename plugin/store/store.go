@@ -37,6 +37,9 @@ const (
 
 	// lockTimeout is how long Open waits for a predecessor that is on its way out.
 	lockTimeout = 2 * time.Second
+
+	// room is more than a usual change needs of the disk, in bytes.
+	room = 128 << 10
 )
 
 // Store is one open state file. Its methods may be called concurrently.
@@ -46,6 +49,7 @@ type Store struct {
 
 	// committing is held by the caller of Apply that writes for all who wait.
 	committing sync.Mutex
+	failure    error // of a commit, until the disk takes writes again; guarded by committing
 
 	mu      sync.Mutex
 	waiting []*change // guarded by mu
@@ -150,8 +154,12 @@ func (s *Store) commitWaiting() {
 
 	err := errors.New("commit broke off") // unless Update returns
 	defer func() {
+		err := translate(err)
 		for _, c := range batch {
-			c.done, c.err = true, translate(err)
+			c.done, c.err = true, err
+		}
+		if err != nil {
+			s.failure = err
 		}
 	}()
 	err = s.db.Update(func(tx *bbolt.Tx) error {
@@ -162,6 +170,22 @@ func (s *Store) commitWaiting() {
 		}
 		return nil
 	})
+}
+
+// Check returns nil unless a call of Apply has failed, and then why, until the
+// disk has room for more than a usual change. That a smaller one succeeds
+// meanwhile tells nothing: the next lease may not fit.
+func (s *Store) Check() error {
+	s.committing.Lock()
+	defer s.committing.Unlock()
+	if s.failure == nil {
+		return nil
+	}
+	if err := tryRoom(s.path + ".try"); err != nil {
+		return fmt.Errorf("write state %s: %w", s.path, s.failure)
+	}
+	s.failure = nil
+	return nil
 }
 
 func (c *change) write(tx *bbolt.Tx) error {

@@ -2,11 +2,12 @@
 // command, what a person types to join them by one network, and what comes
 // back. The hosts stay until `demo down`.
 //
-//	demo up      make the hosts and show
-//	demo down    remove them
-//	demo sweep   remove labs that killed test runs left behind
+//	demo up [LAB]     make the hosts and show
+//	demo down [LAB]   remove them
+//	demo sweep        remove labs that killed test runs left behind
 //
-// It proves nothing: that is the task of package e2e.
+// LAB is a name for several demos at once. It proves nothing: that is the task
+// of package e2e.
 package main
 
 import (
@@ -23,6 +24,8 @@ import (
 // labName does not come from netlab.UniqueName: the demo outlives its maker.
 const labName = "wvdemo"
 
+const usage = "usage: demo up|down|sweep [LAB]"
+
 const (
 	plain = "\x1b[0m"
 	bold  = "\x1b[1m"
@@ -37,17 +40,22 @@ func main() {
 }
 
 func run(args []string) error {
-	if len(args) != 1 {
-		return errors.New("usage: demo up|down|sweep")
+	name := labName
+	switch len(args) {
+	case 1:
+	case 2:
+		name = args[1]
+	default:
+		return errors.New(usage)
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("namespaces and Docker Engines need root: use sudo")
 	}
 	switch args[0] {
 	case "up":
-		return up()
+		return up(name)
 	case "down":
-		if err := dockerlab.Remove(labName); err != nil {
+		if err := dockerlab.Remove(name); err != nil {
 			return err
 		}
 		fmt.Println("No demo is left on this machine.")
@@ -55,11 +63,11 @@ func run(args []string) error {
 	case "sweep":
 		return dockerlab.Sweep()
 	}
-	return fmt.Errorf("no command %q; usage: demo up|down|sweep", args[0])
+	return fmt.Errorf("no command %q; %s", args[0], usage)
 }
 
-func up() error {
-	lab, err := dockerlab.New(labName)
+func up(name string) error {
+	lab, err := dockerlab.New(name)
 	if errors.Is(err, os.ErrExist) {
 		return errors.New("the demo, or a part of it, is there already; make demo-down removes it")
 	}
@@ -154,7 +162,7 @@ func steps(h1, h2 *dockerlab.Host, pluginDir string) []step {
 		{"", h2, enable},
 		{"One network: the same subnet on both hosts.", h1, network},
 		{"", h2, network},
-		{"A web server on h1, and a container on h2 that talks to it.", h1, serve},
+		{"A web server on h1, and a container on h2 that talks to it (NET_ADMIN is for the throughput below).", h1, serve},
 		{"", h2, "docker run -d --name client --net demo --cap-add NET_ADMIN busybox tool idle"},
 		{"", h2, "docker exec client ping -c 3 10.40.0.10"},
 		{"", h2, "docker exec client wget -qO- http://10.40.0.10/"},
