@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +23,7 @@ import (
 const (
 	// commandLimit bounds every command: an engine that hangs fails its test.
 	commandLimit = 90 * time.Second
-	pingLimit    = 3 * time.Second
+	pingLimit    = time.Second
 )
 
 // PluginName is what `docker plugin create` is given; networks say `-d weave`.
@@ -171,6 +173,23 @@ func (h *Host) awaitEngine() error {
 func (h *Host) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pingLimit)
 	defer cancel()
-	_, err := h.RunContext(ctx, "docker", "version")
-	return err
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/version", nil)
+	if err != nil {
+		return err
+	}
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", h.Path("/run/docker.sock"))
+		},
+	}}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		return fmt.Errorf("version: %s", response.Status)
+	}
+	return nil
 }

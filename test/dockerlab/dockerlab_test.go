@@ -5,11 +5,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"weave/test/netlab"
 )
+
+// sweepOnce is for tests that run at once: only one may remove a dead lab.
+var sweepOnce = sync.OnceValue(Sweep)
 
 func newLab(t *testing.T) *Lab {
 	t.Helper()
@@ -19,7 +23,7 @@ func newLab(t *testing.T) *Lab {
 		}
 		t.Skip("needs root")
 	}
-	if err := Sweep(); err != nil {
+	if err := sweepOnce(); err != nil {
 		t.Error(err)
 	}
 	lab, err := New(netlab.UniqueName())
@@ -78,6 +82,7 @@ func addHost(t *testing.T, lab *Lab, n int) *Host {
 }
 
 func TestTwoEngines(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t)
 	for _, h := range []*Host{addHost(t, lab, 1), addHost(t, lab, 2)} {
 		if got := must(t)(h.Docker("run", "--rm", "--name", "same", Image, "echo", "hello")); got != "hello" {
@@ -95,6 +100,11 @@ func TestTwoEngines(t *testing.T) {
 		if !strings.Contains(rules, "chain DOCKER-USER") {
 			t.Errorf("no nft chain DOCKER-USER on %s", h.Name())
 		}
+		_, err := h.Docker("start", "nobody")
+		var failed *CommandError
+		if !errors.As(err, &failed) || failed.Host != h.Name() || !strings.Contains(failed.Stderr, "nobody") {
+			t.Errorf("a container that is not there: %v", err)
+		}
 	}
 }
 
@@ -105,6 +115,7 @@ func state(t *testing.T, h *Host, container string) string {
 }
 
 func TestEngineLifecycle(t *testing.T) {
+	t.Parallel()
 	lab := newLab(t)
 	h := addHost(t, lab, 1)
 	must(t)(h.Docker("run", "-d", "--name", "always", "--restart=always", Image, "tool", "idle"))
@@ -135,15 +146,5 @@ func TestEngineLifecycle(t *testing.T) {
 		}
 		t.Logf("%s took %v", step.name, time.Since(begin))
 		before = after
-	}
-}
-
-func TestCommandError(t *testing.T) {
-	lab := newLab(t)
-	h := addHost(t, lab, 1)
-	_, err := h.Docker("start", "nobody")
-	var failed *CommandError
-	if !errors.As(err, &failed) || failed.Host != "h1" || !strings.Contains(failed.Stderr, "nobody") {
-		t.Errorf("got %v", err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"weave/test/netlab"
 )
@@ -30,13 +31,15 @@ const Image = "busybox:latest"
 
 var errNoBusybox = errors.New("a static busybox is needed (Debian: apt-get install busybox-static)")
 
-// Lab is a set of Docker hosts on one wire. AddHost and Close must not run
-// concurrently; hosts are independent of each other.
+// Lab is a set of Docker hosts on one wire. Its methods may be called
+// concurrently, but for Close; hosts are independent of each other.
 type Lab struct {
 	net   *netlab.Lab
 	dir   string
 	image string
-	hosts map[int]*Host
+
+	mu    sync.Mutex
+	hosts map[int]*Host // guarded by mu
 }
 
 // New makes a lab without hosts; see netlab.New about the name.
@@ -68,7 +71,9 @@ func (l *Lab) AddHost(n int) (*Host, error) {
 			return nil, fmt.Errorf("host %s: %w", h.name, err)
 		}
 	}
+	l.mu.Lock()
 	l.hosts[n] = h
+	l.mu.Unlock()
 	err := h.Configure(false)
 	if err == nil {
 		err = h.Boot()
@@ -84,7 +89,9 @@ func (l *Lab) AddHost(n int) (*Host, error) {
 
 // RemoveHost switches the host off and deletes all that it kept.
 func (l *Lab) RemoveHost(h *Host) error {
+	l.mu.Lock()
 	delete(l.hosts, h.n)
+	l.mu.Unlock()
 	return errors.Join(h.PowerOff(), os.RemoveAll(h.dir))
 }
 

@@ -137,7 +137,7 @@ func callFails(client *http.Client, call, body string) error {
 // TestBadSettings: the plugin serves, refuses work by the setting's name, and
 // says so in its status.
 func TestBadSettings(t *testing.T) {
-	hosts(t, 1)
+	beside(t)
 	h := spareHost(t, map[string]string{"WEAVE_IPALLOC_RANGE": "ten"})
 	refused(t, h, []string{"WEAVE_IPALLOC_RANGE", "ten"}, "network", "create", "-d", "weave", "--ipam-driver", "weave", "--subnet", subnet(), "n")
 	if out := weave(t, h, "status"); !strings.Contains(out, "WEAVE_IPALLOC_RANGE") {

@@ -37,7 +37,7 @@ func (h *held) give(address string) {
 // TestChurn runs and removes 200 containers on two hosts in parallel: no
 // address is given out twice, none is leaked, no link is left behind.
 func TestChurn(t *testing.T) {
-	const containers = 200
+	const batches, batch = 50, 4
 	hs := hosts(t, 2)
 	sub := subnet()
 	net := network(t, hs, "--subnet", sub)
@@ -48,9 +48,9 @@ func TestChurn(t *testing.T) {
 	addresses := held{by: map[string]string{}}
 	var group errgroup.Group
 	group.SetLimit(workers)
-	for i := range containers {
+	for i := range batches {
 		h := hs[i%len(hs)]
-		group.Go(func() error { return runAndRemove(h, net, fmt.Sprintf("churn-%d", i), &addresses) })
+		group.Go(func() error { return runAndRemove(h, net, fmt.Sprintf("churn-%d", i), batch, &addresses) })
 	}
 	if err := group.Wait(); err != nil {
 		t.Error(err)
@@ -69,18 +69,42 @@ func TestChurn(t *testing.T) {
 	})
 }
 
-func runAndRemove(h *dockerlab.Host, net, name string, addresses *held) error {
-	if _, err := h.Docker("run", "-d", "--name", name, "--net", net, dockerlab.Image, "tool", "idle"); err != nil {
-		_, rmErr := h.Docker("rm", "-f", name)
-		return errors.Join(err, rmErr)
+// runAndRemove runs containers one after the other, and then removes them: most
+// of the time each has others beside it, here and on the other host.
+func runAndRemove(h *dockerlab.Host, net, name string, containers int, addresses *held) error {
+	var errs []error
+	var names, taken []string
+	for i := range containers {
+		name := fmt.Sprintf("%s-%d", name, i)
+		names = append(names, name)
+		_, err := h.Docker("run", "-d", "--name", name, "--net", net, dockerlab.Image, "tool", "idle")
+		if err == nil {
+			var address string
+			address, err = addressOf(h, name, net)
+			addresses.take(address, name)
+			taken = append(taken, address)
+		}
+		errs = append(errs, err)
 	}
-	address, err := h.Docker("inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name)
-	if err == nil {
-		addresses.take(address, name)
+	for _, address := range taken {
 		addresses.give(address)
 	}
-	_, rmErr := h.Docker("rm", "-f", name)
-	return errors.Join(err, rmErr)
+	_, err := h.Docker(append([]string{"rm", "-f"}, names...)...)
+	return errors.Join(append(errs, err)...)
+}
+
+func addressOf(h *dockerlab.Host, container, net string) (string, error) {
+	var known struct {
+		NetworkSettings struct {
+			Networks map[string]struct{ IPAddress string }
+		}
+	}
+	err := ask(h, "/containers/"+container+"/json", &known)
+	address := known.NetworkSettings.Networks[net].IPAddress
+	if err == nil && address == "" {
+		err = fmt.Errorf("%s has no address", container)
+	}
+	return address, err
 }
 
 // links returns the links of all hosts in order.

@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -10,42 +12,32 @@ import (
 	"weave/test/dockerlab"
 )
 
-// spareHosts boots hosts for one test that know each other by the first, or
-// each only itself.
-func spareHosts(t *testing.T, n int, apart bool) []*dockerlab.Host {
-	t.Helper()
-	hosts(t, 1) // makes the lab
-	var all []*dockerlab.Host
-	for i := range n {
-		h := bareHost(t, spare+i)
-		settings := map[string]string{"WEAVE_PASSWORD": "of spare hosts"}
-		if i > 0 && !apart {
-			settings["WEAVE_PEERS"] = all[0].Net().IP4().String()
+// TestConnect: hosts that were told of nobody meet by `weave connect`. It says
+// whom it has met, and what keeps it from meeting others.
+func TestConnect(t *testing.T) {
+	beside(t)
+	hs := spareHosts(t, 2, alone)
+	for _, h := range hs {
+		eventually(t, soon, func() error { return isAnother(h, "") })
+		if peers := status(t, h).Peers; len(peers) != 0 {
+			t.Errorf("a host that knows nobody has peers: %+v", peers)
 		}
-		install(t, h, settings)
-		all = append(all, h)
 	}
-	if !apart {
-		awaitPeers(t, all)
+	if out := weave(t, hs[1], "connect", hs[0].Net().IP4().String()); !strings.Contains(out, nickname(hs[0])) {
+		t.Errorf("connect printed %q", out)
 	}
-	return all
-}
-
-func awaitPeers(t *testing.T, hosts []*dockerlab.Host) {
-	t.Helper()
-	for _, h := range hosts {
-		for _, other := range hosts {
-			if h != other {
-				awaitPeer(t, h, other)
-			}
-		}
+	awaitPeers(t, hs)
+	const nobody = "10.99.0.250"
+	if _, err := hs[1].Weave("connect", nobody); err == nil || !strings.Contains(err.Error()+weave(t, hs[1], "status"), nobody) {
+		t.Errorf("connecting to nobody: %v", err)
 	}
 }
 
 // TestMergeOfClusters connects two clusters of one host that each started the
 // same subnet: every lease is kept, and what two containers have is named.
 func TestMergeOfClusters(t *testing.T) {
-	hs := spareHosts(t, 2, true)
+	beside(t)
+	hs := spareHosts(t, 2, alone)
 	sub := subnet()
 	net := network(t, hs, "--subnet", sub)
 	var all, twins []container
@@ -66,9 +58,13 @@ func TestMergeOfClusters(t *testing.T) {
 
 	loser := clashLoser(t, hs, auto[0].ip(), inSubnet(sub, 1))
 	winner := 1 - loser
+	clashIsTold(t, hs[loser], sub, auto[0].ip(), inSubnet(sub, 1))
 	for _, c := range []container{twins[loser], auto[loser]} {
 		if held := holders(t, hs[winner], c.ip()); !slices.Equal(held, []string{nickname(hs[winner])}) {
 			t.Errorf("%s is announced by %v", c.ip(), held)
+		}
+		if err := isBack(c); err != nil {
+			t.Error(err)
 		}
 	}
 	for i, h := range hs {
@@ -90,6 +86,55 @@ func TestMergeOfClusters(t *testing.T) {
 	if got := addresses(t, hs, net); len(got) != 9 {
 		t.Errorf("nine containers have %v", got)
 	}
+}
+
+// clashIsTold: addresses that a host has lost are in its status as people see
+// it, in its log, and counted in its metric.
+func clashIsTold(t *testing.T, h *dockerlab.Host, pool string, addresses ...string) {
+	t.Helper()
+	log, err := os.ReadFile(h.LogPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	screen := weave(t, h, "status")
+	for _, address := range addresses {
+		isTold := func(line string) bool {
+			return strings.Contains(line, "in use on another host") && strings.Contains(line, "addr="+address+" ")
+		}
+		if !slices.ContainsFunc(strings.Split(string(log), "\n"), isTold) {
+			t.Errorf("the log does not name the clash about %s", address)
+		}
+		if !strings.Contains(screen, address) {
+			t.Errorf("the status does not show the clash about %s:\n%s", address, screen)
+		}
+	}
+	if got, want := metric(t, h, "weave_ipam_clashes", pool), fmt.Sprint(len(addresses)); got != want {
+		t.Errorf("the metric counts %s clashes, want %s", got, want)
+	}
+}
+
+// metric returns the value of a pool's metric.
+func metric(t *testing.T, h *dockerlab.Host, name, pool string) string {
+	t.Helper()
+	client := unixClient(h.Path("/run/weave/weave.sock"))
+	defer client.CloseIdleConnections()
+	response, err := client.Get("http://weave/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head := fmt.Sprintf("%s{pool=%q} ", name, pool)
+	for line := range strings.Lines(string(text)) {
+		if value, found := strings.CutPrefix(line, head); found {
+			return strings.TrimSpace(value)
+		}
+	}
+	t.Errorf("there is no metric %s", head)
+	return ""
 }
 
 // clashLoser waits until one host says that its containers have addresses of
@@ -130,61 +175,98 @@ func holders(t *testing.T, h *dockerlab.Host, address string) []string {
 	return all
 }
 
-// TestRmpeer removes a host that is switched off from two others at once. They
-// give out what it owned, but not what its container has, which it has again
-// when it is back, as a new peer.
+// TestRmpeer removes a host from two others at once. They give out what it
+// owned, but not what its container has. When it is back it joins as a new peer,
+// and its container has its address all the time.
 func TestRmpeer(t *testing.T) {
+	t.Parallel()
 	const usable = 14 // of a /28
-	hs := spareHosts(t, 3, false)
+	hs := spareCluster(t, 3)
 	rest, gone := hs[:2], hs[2]
 	sub := smallSubnet(28)
+	kept := strings.TrimSuffix(sub, "0/28") + "9"
 	net := network(t, hs, "--subnet", sub)
-	all := []container{run(t, hs[0], net, nil), run(t, hs[1], net, nil), run(t, gone, net, []string{"--restart=always"})}
-	before, kept := status(t, gone).Peer, all[2].ip()
+	all := []container{
+		run(t, hs[0], net, nil), run(t, hs[1], net, nil),
+		run(t, gone, net, []string{"--restart=always", "--ip", kept}),
+	}
 	meet(all, soon)
 	if _, err := hs[0].Weave("rmpeer", nickname(gone)); err == nil || !strings.Contains(err.Error(), "alive") {
 		t.Errorf("rmpeer of a host that is alive: %v", err)
 	}
-	if err := gone.PowerOff(); err != nil {
-		t.Fatal(err)
+
+	comeBack := map[string]func(t *testing.T) (back func() error){
+		"cut off": func(t *testing.T) func() error {
+			if err := gone.Net().Cut(); err != nil {
+				t.Fatal(err)
+			}
+			return gone.Net().Heal
+		},
+		"switched off": func(t *testing.T) func() error {
+			if err := gone.PowerOff(); err != nil {
+				t.Fatal(err)
+			}
+			return gone.Boot
+		},
 	}
-	awaitDown(t, rest, gone)
-	together(t, rest, func(h *dockerlab.Host) error {
-		out, err := h.Weave("rmpeer", before)
+	for _, how := range []string{"cut off", "switched off"} {
+		before := status(t, gone).Peer
+		back := comeBack[how](t)
+		rmpeer(t, rest, gone, before)
+		occupy(t, rest, net, usable-len(all))
+		if got := addresses(t, rest, net); slices.Contains(got, kept+"/28") {
+			t.Errorf("%s: %s is in use: %v", how, kept, got)
+		}
+		for _, h := range rest {
+			refused(t, h, []string{sub}, "run", "--rm", "--net", net, dockerlab.Image, "true")
+		}
+
+		together(t, rest, func(h *dockerlab.Host) error { return removeAll(h, net, all[0].name, all[1].name) })
+		if err := back(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, afterBoot, func() error { return isBack(all[2]) })
+		eventually(t, afterBoot, func() error { return isAnother(gone, before) })
+		awaitPeers(t, hs)
+		meet(all, afterBoot)
+		addresses(t, hs, net)
+		sameRings(t, hs)
+		if now := all[2].ip(); now != kept {
+			t.Errorf("%s: %s was %s, is %s", how, all[2].name, kept, now)
+		}
+	}
+	occupy(t, hs, net, usable-len(all))
+	addresses(t, hs, net)
+}
+
+// rmpeer removes a peer that is out of reach from all hosts at once, and waits
+// until what it owned has others for owners.
+func rmpeer(t *testing.T, hosts []*dockerlab.Host, gone *dockerlab.Host, id string) {
+	t.Helper()
+	awaitDown(t, hosts, gone)
+	together(t, hosts, func(h *dockerlab.Host) error {
+		out, err := h.Weave("rmpeer", id)
 		t.Logf("%s: %s", h.Name(), out)
 		return err
 	})
 	eventually(t, soon, func() error {
-		for pool, owners := range rings(t, rest[0]) {
-			if n := owners[before]; n > 0 {
+		for pool, owners := range rings(t, hosts[0]) {
+			if n := owners[id]; n > 0 {
 				return fmt.Errorf("%d addresses of %s are still the removed host's", n, pool)
 			}
 		}
 		return nil
 	})
-	sameRings(t, rest)
-	occupy(t, rest, net, usable-len(all))
-	if got := addresses(t, rest, net); slices.Contains(got, kept+"/28") {
-		t.Errorf("%s is in use: %v", kept, got)
-	}
-	for _, h := range rest {
-		refused(t, h, []string{sub}, "run", "--rm", "--net", net, dockerlab.Image, "true")
-	}
+	sameRings(t, hosts)
+}
 
-	together(t, rest, func(h *dockerlab.Host) error { return removeAll(h, net, all[0].name, all[1].name) })
-	if err := gone.Boot(); err != nil {
-		t.Fatal(err)
+// isAnother tells whether a host has become another peer.
+func isAnother(h *dockerlab.Host, before string) error {
+	s, err := statusOf(h)
+	if err == nil && (s.Peer == "" || s.Peer == before) {
+		err = fmt.Errorf("peer %s is %q now", before, s.Peer)
 	}
-	eventually(t, afterBoot, func() error { return isBack(all[2]) })
-	awaitPeers(t, hs)
-	meet(all, afterBoot)
-	addresses(t, hs, net)
-	sameRings(t, hs)
-	if after := status(t, gone).Peer; after == before {
-		t.Errorf("the removed host is %s again", after)
-	}
-	occupy(t, hs, net, usable-len(all))
-	addresses(t, hs, net)
+	return err
 }
 
 // awaitDown waits until no host counts a peer as reachable.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -49,7 +50,7 @@ func sayNoError(t *testing.T, h *dockerlab.Host) {
 // TestDamagedState: a plugin that cannot read its state says so, does nothing
 // and leaves the file as it is; with the file put back all is as before.
 func TestDamagedState(t *testing.T) {
-	hosts(t, 1)
+	beside(t)
 	h := spareHost(t, nil)
 	net := network(t, []*dockerlab.Host{h}, "--subnet", subnet())
 	c := run(t, h, net, nil)
@@ -107,28 +108,30 @@ func TestDamagedState(t *testing.T) {
 }
 
 // TestFullDisk: without room for its state a plugin gives out nothing new, says
-// why, and serves what runs; with room again all is as before.
+// why, and serves what runs, even if it has to start anew; with room again all
+// is as before.
 func TestFullDisk(t *testing.T) {
+	beside(t)
 	const (
 		folder = "/var/lib/small"
 		noRoom = "no space left on device"
 		most   = 60 // containers whose leases fit into what the state file has to spare
 	)
-	hosts(t, 1)
-	h := bareHost(t, spare)
-	for _, command := range []string{"mkdir " + folder, "mount -t tmpfs -o size=2m tmpfs " + folder} {
+	h := emptyHost(t)
+	onHost := func(command string) {
+		t.Helper()
 		if out, err := h.Run("sh", "-c", command); err != nil {
 			t.Fatal(out, err)
 		}
 	}
-	install(t, h, map[string]string{"state.source": folder})
+	onHost("mkdir " + folder + " && mount -t tmpfs -o size=2m tmpfs " + folder)
+	if err := install(h, map[string]string{"state.source": folder}); err != nil {
+		t.Fatal(err)
+	}
 	alone := []*dockerlab.Host{h}
 	net := network(t, alone, "--subnet", subnet())
 	a, b := run(t, h, net, nil), run(t, h, net, nil)
-	t.Cleanup(func() { together(t, alone, func(h *dockerlab.Host) error { return removeAll(h, net) }) })
-	if out, err := h.Run("sh", "-c", "dd if=/dev/zero of="+folder+"/rest bs=4k; true"); err != nil {
-		t.Fatal(out, err)
-	}
+	onHost("dd if=/dev/zero of=" + folder + "/rest bs=4k; true")
 	var err error
 	for n := 0; err == nil && n < most; n++ {
 		err = start(h, net)
@@ -138,11 +141,27 @@ func TestFullDisk(t *testing.T) {
 	}
 	sayError(t, h, noRoom, "room on the disk")
 	a.reaches(b.ip(), soon)
-	addresses(t, alone, net)
+	held := addresses(t, alone, net)
 
-	if _, err := h.Run("rm", folder+"/rest"); err != nil {
+	before := pluginPIDs(t, alone)
+	if err := h.KillPlugin(); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, soon, func() error {
+		pid, err := h.PluginPID()
+		if err == nil && (pid == 0 || fmt.Sprint([]int{pid}) == before) {
+			err = fmt.Errorf("plugin %s is %d now", before, pid)
+		}
+		return err
+	})
+	a.reaches(b.ip(), soon)
+	refused(t, h, []string{noRoom}, "run", "--rm", "--net", net, dockerlab.Image, "true")
+	sayError(t, h, noRoom, "room on the disk")
+	if got := addresses(t, alone, net); !slices.Equal(got, held) {
+		t.Errorf("containers had %v, have %v", held, got)
+	}
+
+	onHost("rm " + folder + "/rest")
 	run(t, h, net, nil).reaches(a.ip(), soon)
 	sayNoError(t, h)
 }

@@ -15,16 +15,17 @@ import (
 )
 
 func TestPublishedPortAndTwoInterfaces(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	net := network(t, hs, "--subnet", subnet())
-	web := run(t, hs[0], net, []string{"-p", "8080:80"}, "tool", "http", "-text=published", ":80")
+	web := run(t, hs[0], net, []string{"-p", "8090:80"}, "tool", "http", "-text=published", ":80")
 	if n := len(web.ifaces()); n != 2 {
 		t.Errorf("the container has %d interfaces, want 2", n)
 	}
 	const want = "published from"
 	for name, url := range map[string]string{
-		"the host":      "http://127.0.0.1:8080/",
-		"another host":  "http://10.99.0.1:8080/",
+		"the host":      "http://127.0.0.1:8090/",
+		"another host":  "http://10.99.0.1:8090/",
 		"a container":   "http://" + web.ip() + "/",
 		"the container": "http://127.0.0.1/",
 	} {
@@ -48,6 +49,7 @@ func TestPublishedPortAndTwoInterfaces(t *testing.T) {
 }
 
 func TestInternalNetworkHasNoWayOut(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	net := network(t, hs, "--internal", "--subnet", subnet())
 	a, b := run(t, hs[0], net, nil), run(t, hs[1], net, nil)
@@ -65,6 +67,7 @@ func TestInternalNetworkHasNoWayOut(t *testing.T) {
 }
 
 func TestDockersOwnIPAMClash(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	name, sub := uniqueName("net"), subnet()
 	for _, h := range hs {
@@ -90,6 +93,7 @@ func TestDockersOwnIPAMClash(t *testing.T) {
 }
 
 func TestWishesAreHonoured(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	sub := subnet()
 	net := network(t, hs, "--subnet", sub, "--ip-range", inSubnet(sub, 128)+"/25",
@@ -121,6 +125,7 @@ func TestWishesAreHonoured(t *testing.T) {
 }
 
 func TestMACAddress(t *testing.T) {
+	beside(t)
 	const mac = "02:42:de:ad:be:ef"
 	hs := hosts(t, 2)
 	net := network(t, hs, "--subnet", subnet())
@@ -178,6 +183,7 @@ func TestSubnetsByDefault(t *testing.T) {
 
 // TestConnectAndDisconnect attaches a running container to a second network.
 func TestConnectAndDisconnect(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	netA, netB := network(t, hs, "--subnet", subnet()), network(t, hs, "--subnet", subnet())
 	a, b := run(t, hs[0], netA, nil), run(t, hs[1], netB, nil)
@@ -191,6 +197,7 @@ func TestConnectAndDisconnect(t *testing.T) {
 
 // TestMTU: an option sets it, and without one whole frames fit one datagram.
 func TestMTU(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	set := network(t, hs, "--subnet", subnet(), "-o", "weave.mtu=1300")
 	if got := run(t, hs[0], set, nil).iface().MTU; got != 1300 {

@@ -47,6 +47,7 @@ func (c compose) container(service string) string {
 }
 
 func TestExampleWeb(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	up(t, hs[0], "web/server.yml")
 	client := up(t, hs[1], "web/client.yml")
@@ -63,6 +64,7 @@ func TestExampleWeb(t *testing.T) {
 }
 
 func TestExampleFrontAndBack(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	up(t, hs[0], "front-and-back/app.yml")
 	data := up(t, hs[1], "front-and-back/data.yml")
@@ -79,6 +81,7 @@ func TestExampleFrontAndBack(t *testing.T) {
 }
 
 func TestExampleExternal(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	const create = "network create -d weave --ipam-driver weave --subnet 10.43.0.0/16 shared"
 	var agents []string

@@ -13,10 +13,11 @@ func subnet6() string { return fmt.Sprintf("fd64:%x::/64", sequence.Add(1)) }
 func (c container) ip6() string { c.t.Helper(); return c.inspect("GlobalIPv6Address") }
 
 func TestIPv6(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
-	sub6 := subnet6()
+	sub4, sub6 := subnet(), subnet6()
 	wish := sub6[:len(sub6)-len("/64")] + "77"
-	net := network(t, hs, "--ipv6", "--subnet", subnet(), "--subnet", sub6)
+	net := network(t, hs, "--ipv6", "--subnet", sub4, "--subnet", sub6)
 	all := []container{
 		run(t, hs[0], net, nil).serve(), run(t, hs[1], net, []string{"--ip6", wish}).serve(),
 		run(t, hs[0], net, nil).serve(), run(t, hs[1], net, nil).serve(),
@@ -38,6 +39,7 @@ func TestIPv6(t *testing.T) {
 	if len(seen) != len(all) {
 		t.Errorf("addresses are not unique: %v", seen)
 	}
+	sameRings(t, hs, sub4, sub6)
 }
 
 // TestIPv6WithoutIPv4Subnet: an engine that asks for an IPv4 pool all the same

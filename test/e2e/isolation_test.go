@@ -1,13 +1,16 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 const everybody = "ff:ff:ff:ff:ff:ff"
 
 func TestIsolation(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	netA, subB := network(t, hs, "--subnet", subnet()), subnet()
 	netB := network(t, hs, "--subnet", subB)
@@ -58,26 +61,31 @@ func forge(from, to container) (seen bool, err error) {
 		result <- err
 	}()
 	// The sniffer may start late, so the frames are sent until it has ended.
+	frames := forged(from, to, text)
 	for {
-		inject(from, to, text)
+		from.exec("sh", "-c", frames)
 		select {
 		case err := <-result:
 			if err != nil && strings.Contains(err.Error(), "a frame with the text arrived") {
 				return true, nil
 			}
 			return false, err
-		default:
+		case <-time.After(100 * time.Millisecond):
 		}
 	}
 }
 
-func inject(from, to container, text string) {
+// forged is the command that sends frames to a container, to all, and as if
+// they came from somebody else.
+func forged(from, to container, text string) string {
 	from.t.Helper()
-	dev := from.iface()
+	dev, ip := from.iface(), to.ip()
+	var all []string
 	for _, source := range []string{dev.MAC, "02:00:00:12:34:56"} {
 		for _, target := range []string{to.mac(), everybody} {
-			from.exec("tool", "inject-udp", "-i", dev.Name, "-count=10", "-text="+text, source, target, "10.1.1.1:7000", to.ip()+":7000")
+			all = append(all, fmt.Sprintf("tool inject-udp -i %s -count=10 -text=%s %s %s 10.1.1.1:7000 %s:7000", dev.Name, text, source, target, ip))
 		}
-		from.exec("tool", "inject-arp", "-i", dev.Name, "-count=10", source, to.ip(), everybody, to.ip())
+		all = append(all, fmt.Sprintf("tool inject-arp -i %s -count=10 %s %s %s %s", dev.Name, source, ip, everybody, ip))
 	}
+	return strings.Join(all, " && ")
 }

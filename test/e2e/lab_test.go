@@ -6,9 +6,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
-	"os"
-	"path/filepath"
+	"net/http"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -18,13 +18,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weave/test/dockerlab"
-	"weave/test/netlab"
-)
-
-const (
-	password = "correct horse battery staple"
-	seed     = "10.99.0.1" // h1
-	spare    = 201         // number of the first host that a test adds for itself
 )
 
 // workers is how many containers are started at once: the machine's cores are
@@ -37,126 +30,15 @@ const (
 	afterBoot = 60 * time.Second // a host that has just booted, on a busy machine
 )
 
-// shared holds the lab that all tests use, made by the first that needs it:
-// h1 seeds, every other host knows h1 alone.
-type shared struct {
-	lab   *dockerlab.Lab
-	hosts []*dockerlab.Host
-	err   error
-}
-
-var common shared
-
 var sequence atomic.Int32
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if common.lab != nil {
-		if err := common.lab.Close(); err != nil {
-			fmt.Fprintln(os.Stderr, "lab:", err)
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
-
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("WEAVE_REQUIRE_ROOT") == "1" {
-		t.Fatal("needs root")
-	}
-	t.Skip("needs root")
-}
-
-// hosts returns the first n hosts of the lab with the plugin in each.
-func hosts(t *testing.T, n int) []*dockerlab.Host {
-	t.Helper()
-	requireRoot(t)
-	for common.err == nil && len(common.hosts) < n {
-		common.err = common.grow()
-	}
-	if common.err != nil {
-		t.Fatalf("no lab: %v", common.err)
-	}
-	t.Cleanup(func() { keepLogs(t, common.hosts) })
-	for _, h := range common.hosts[:n] {
-		for _, other := range common.hosts[:n] {
-			if h != other {
-				awaitPeer(t, h, other)
-			}
-		}
-	}
-	return common.hosts[:n:n]
-}
-
-func (s *shared) grow() error {
-	if s.lab == nil {
-		if err := dockerlab.Sweep(); err != nil {
-			return err
-		}
-		lab, err := dockerlab.New(netlab.UniqueName())
-		if err != nil {
-			return err
-		}
-		s.lab = lab
-	}
-	h, err := addHost(s.lab, len(s.hosts)+1, password)
-	if err != nil {
-		return err
-	}
-	s.hosts = append(s.hosts, h)
-	return nil
-}
-
-// addHost boots host n with the plugin; h1 is everybody's seed.
-func addHost(lab *dockerlab.Lab, n int, password string) (*dockerlab.Host, error) {
-	h, err := lab.AddHost(n)
-	if err != nil {
-		return h, err
-	}
-	settings := map[string]string{"WEAVE_PASSWORD": password, "WEAVE_NICKNAME": nickname(h)}
-	if n > 1 {
-		settings["WEAVE_PEERS"] = seed
-	}
-	return h, h.InstallPlugin(pluginDir(), settings)
-}
-
-func pluginDir() string { return filepath.Join(dockerlab.BuildDir(), "plugin") }
-
-// nickname is long enough not to turn up in random bytes.
-func nickname(h *dockerlab.Host) string { return "nickname-of-" + h.Name() }
-
-// keepLogs shows the end of the engines' logs, without what they say day in,
-// day out, when a test has failed. The plugins' output is part of it.
-func keepLogs(t *testing.T, hosts []*dockerlab.Host) {
-	if !t.Failed() {
-		return
-	}
-	const last = 40
-	for _, h := range hosts {
-		log, err := os.ReadFile(h.LogPath())
-		if err != nil {
-			t.Log(err)
-			continue
-		}
-		var lines []string
-		for line := range strings.Lines(string(log)) {
-			if strings.Contains(line, "plugin=") || strings.Contains(line, "level=error") {
-				lines = append(lines, line)
-			}
-		}
-		t.Logf("log of %s:\n%s", h.Name(), strings.Join(lines[max(0, len(lines)-last):], ""))
-	}
-}
-
-// eventually repeats f until it succeeds.
+// eventually repeats f until it succeeds, less and less often: other tests need
+// the processors.
 func eventually(t *testing.T, limit time.Duration, f func() error) {
 	t.Helper()
+	const shortest, longest = 50 * time.Millisecond, 500 * time.Millisecond
 	end := time.Now().Add(limit)
-	for {
+	for pause := shortest; ; pause = min(2*pause, longest) {
 		err := f()
 		if err == nil {
 			return
@@ -164,7 +46,7 @@ func eventually(t *testing.T, limit time.Duration, f func() error) {
 		if time.Now().After(end) {
 			t.Fatalf("not within %s: %v", limit, err)
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 
@@ -176,6 +58,36 @@ func docker(t *testing.T, h *dockerlab.Host, args ...string) string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// ask asks the engine's API, which is cheaper than a command.
+func ask(h *dockerlab.Host, path string, answer any) error {
+	return askFor(h, http.MethodGet, path, answer)
+}
+
+// askFor is ask with another method; answer may be nil.
+func askFor(h *dockerlab.Host, method, path string, answer any) error {
+	client := unixClient(h.Path("/run/docker.sock"))
+	defer client.CloseIdleConnections()
+	request, err := http.NewRequest(method, "http://docker/v1.41"+path, nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return fmt.Errorf("engine of %s: %w", h.Name(), err)
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(response.Body)
+	switch {
+	case err != nil:
+		return err
+	case response.StatusCode >= http.StatusBadRequest:
+		return fmt.Errorf("engine of %s: %s %s: %s: %s", h.Name(), method, path, response.Status, text)
+	case answer == nil:
+		return nil
+	}
+	return json.Unmarshal(text, answer)
 }
 
 // refused runs the docker command, which must fail with an error that holds
@@ -224,6 +136,9 @@ func network(t *testing.T, hosts []*dockerlab.Host, args ...string) string {
 	name := uniqueName("net")
 	for _, h := range hosts {
 		docker(t, h, creation(name, args...)...)
+		if isSpare(h) {
+			continue
+		}
 		t.Cleanup(func() {
 			if _, err := h.Docker("network", "rm", name); err != nil {
 				t.Error(err)
@@ -258,11 +173,13 @@ func run(t *testing.T, h *dockerlab.Host, net string, options []string, command 
 	}
 	args := append([]string{"run", "-d", "--name", c.name, "--net", net, "--stop-timeout", "1"}, options...)
 	args = append(append(args, dockerlab.Image), command...)
-	t.Cleanup(func() {
-		if _, err := h.Docker("rm", "-f", c.name); err != nil {
-			t.Error(err)
-		}
-	})
+	if !isSpare(h) {
+		t.Cleanup(func() {
+			if _, err := h.Docker("rm", "-f", c.name); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	docker(t, h, args...)
 	return c
 }
@@ -270,7 +187,9 @@ func run(t *testing.T, h *dockerlab.Host, net string, options []string, command 
 // occupy runs containers on random hosts at once, all of which must start.
 func occupy(t *testing.T, hosts []*dockerlab.Host, net string, containers int) {
 	t.Helper()
-	t.Cleanup(func() { together(t, hosts, func(h *dockerlab.Host) error { return removeAll(h, net) }) })
+	if !isSpare(hosts[0]) {
+		t.Cleanup(func() { together(t, hosts, func(h *dockerlab.Host) error { return removeAll(h, net) }) })
+	}
 	var group errgroup.Group
 	group.SetLimit(workers)
 	for range containers {
@@ -305,8 +224,15 @@ func addresses(t *testing.T, hosts []*dockerlab.Host, net string) []string {
 	t.Helper()
 	var all []string
 	for _, h := range hosts {
-		out := docker(t, h, "network", "inspect", "-f", "{{range .Containers}}{{.IPv4Address}} {{end}}", net)
-		all = append(all, strings.Fields(out)...)
+		var known struct {
+			Containers map[string]struct{ IPv4Address string }
+		}
+		if err := ask(h, "/networks/"+net, &known); err != nil {
+			t.Error(err)
+		}
+		for _, c := range known.Containers {
+			all = append(all, c.IPv4Address)
+		}
 	}
 	slices.Sort(all)
 	if len(slices.Compact(slices.Clone(all))) != len(all) {

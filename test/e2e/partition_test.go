@@ -25,7 +25,8 @@ func cut(t *testing.T, h *dockerlab.Host) (heal func()) {
 }
 
 // TestPartition: hosts without each other go on with the pools that they know,
-// each from its own ranges; a new pool needs the majority.
+// each from its own ranges; a new pool needs the majority. Healed, all is one
+// again within ten seconds.
 func TestPartition(t *testing.T) {
 	hs := hosts(t, 3)
 	majority, alone := hs[:2], hs[2]
@@ -41,7 +42,8 @@ func TestPartition(t *testing.T) {
 	meet(all, soon)
 
 	heal := cut(t, alone)
-	refusedInTime(t, alone, unknown, majority)
+	var refusals sync.WaitGroup
+	refusals.Go(func() { refusedInTime(t, alone, unknown, majority) })
 	seedPool(t, majority[0], subnet())
 	knownNet := network(t, hs, "--subnet", known)
 	for _, h := range hs {
@@ -51,11 +53,20 @@ func TestPartition(t *testing.T) {
 		t.Error("a ping crossed a cut wire")
 	}
 	ownShareOnly(t, alone, smallNet, small, majority)
+	refusals.Wait()
 
 	heal()
+	healed := time.Now()
 	sameRings(t, hs)
 	for _, n := range []string{net, knownNet} {
 		meet(slices.DeleteFunc(slices.Clone(all), func(c container) bool { return c.net != n }), soon)
+	}
+	took := time.Since(healed)
+	t.Logf("healed after %s", took.Round(time.Millisecond))
+	if took > soon {
+		t.Errorf("healed after %s, want %s", took, soon)
+	}
+	for _, n := range []string{net, knownNet} {
 		addresses(t, hs, n)
 	}
 	network(t, hs, "--subnet", unknown)

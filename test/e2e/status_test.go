@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -22,63 +23,23 @@ func weave(t *testing.T, h *dockerlab.Host, args ...string) string {
 	return out
 }
 
-func status(t *testing.T, h *dockerlab.Host) control.Status {
+// status asks the plugin, which may be on its way up.
+func status(t *testing.T, h *dockerlab.Host) (s control.Status) {
 	t.Helper()
-	var s control.Status
-	if err := json.Unmarshal([]byte(weave(t, h, "status", "--json")), &s); err != nil {
-		t.Fatalf("status of %s: %v", h.Name(), err)
-	}
+	eventually(t, soon, func() (err error) {
+		s, err = statusOf(h)
+		return err
+	})
 	return s
 }
 
-// awaitPeer waits until the host is connected to the other.
-func awaitPeer(t *testing.T, h, other *dockerlab.Host) {
-	t.Helper()
-	eventually(t, soon, func() error {
-		s := status(t, h)
-		for _, p := range s.Peers {
-			if p.Nickname == nickname(other) && p.State == control.Up {
-				return nil
-			}
-		}
-		return fmt.Errorf("%s is not connected to %s: %+v", h.Name(), other.Name(), s.Peers)
-	})
-}
-
-// spareHost boots a host for one test and installs the plugin; nobody else
-// knows of it.
-func spareHost(t *testing.T, settings map[string]string) *dockerlab.Host {
-	t.Helper()
-	h := bareHost(t, spare)
-	install(t, h, settings)
-	return h
-}
-
-// bareHost boots host n for one test, without the plugin.
-func bareHost(t *testing.T, n int) *dockerlab.Host {
-	t.Helper()
-	h, err := common.lab.AddHost(n)
+// statusOf asks the socket that the command-line tool asks, which is cheaper.
+func statusOf(h *dockerlab.Host) (control.Status, error) {
+	s, err := control.NewClient(h.Path("/run/weave/weave.sock")).Status(context.Background())
 	if err != nil {
-		t.Fatal(err)
+		err = fmt.Errorf("status of %s: %w", h.Name(), err)
 	}
-	t.Cleanup(func() {
-		keepLogs(t, []*dockerlab.Host{h})
-		if err := common.lab.RemoveHost(h); err != nil {
-			t.Error(err)
-		}
-	})
-	return h
-}
-
-func install(t *testing.T, h *dockerlab.Host, settings map[string]string) {
-	t.Helper()
-	all := map[string]string{"WEAVE_NICKNAME": nickname(h)}
-	for key, value := range settings {
-		all[key] = value
-	}
-	if err := h.InstallPlugin(pluginDir(), all); err != nil {
-		t.Fatal(err)
-	}
+	return s, err
 }
 
 // use is how much of a pool is taken, on all hosts together.
@@ -101,6 +62,7 @@ func poolUse(t *testing.T, hosts []*dockerlab.Host, subnet string) use {
 
 // TestStatus checks what the status says against what Docker says.
 func TestStatus(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	sub := subnet()
 	net := network(t, hs, "--subnet", sub)
@@ -128,6 +90,10 @@ func TestStatus(t *testing.T) {
 	if got := poolUse(t, hs, sub); got.leased < 2 {
 		t.Errorf("%d addresses of %s are leased, want 2 or more", got.leased, sub)
 	}
+	var typed control.Status
+	if err := json.Unmarshal([]byte(weave(t, hs[0], "status", "--json")), &typed); err != nil || typed.Peer != status(t, hs[0]).Peer {
+		t.Errorf("status --json tells of peer %q: %v", typed.Peer, err)
+	}
 	for _, part := range []string{"peers", "segments", "endpoints", "ipam"} {
 		if !json.Valid([]byte(weave(t, hs[0], "status", part, "--json"))) {
 			t.Errorf("status %s --json is not JSON", part)
@@ -144,21 +110,5 @@ func TestStatus(t *testing.T) {
 	}
 	if out := weave(t, hs[0], "version"); !strings.Contains(out, status(t, hs[0]).Version) {
 		t.Errorf("version shows %q", out)
-	}
-}
-
-// TestConnect: a host that was told of nobody joins by `weave connect`.
-func TestConnect(t *testing.T) {
-	hs := hosts(t, 1)
-	h := spareHost(t, map[string]string{"WEAVE_PASSWORD": password})
-	if peers := status(t, h).Peers; len(peers) != 0 {
-		t.Errorf("a host that knows nobody has peers: %+v", peers)
-	}
-	if out := weave(t, h, "connect", seed); !strings.Contains(out, nickname(hs[0])) {
-		t.Errorf("connect printed %q", out)
-	}
-	awaitPeer(t, hs[0], h)
-	if _, err := h.Weave("connect", "10.99.0.250"); err == nil || !strings.Contains(err.Error()+weave(t, h, "status"), "10.99.0.250") {
-		t.Errorf("connecting to nobody: %v", err)
 	}
 }

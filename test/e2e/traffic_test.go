@@ -8,6 +8,7 @@ import (
 )
 
 func TestTrafficCrosses(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	sub := subnet()
 	net := network(t, hs, "--subnet", sub)
@@ -67,18 +68,20 @@ func crosses(from, to container, listen, group string) {
 }
 
 func TestFirstPing(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 2)
 	net := network(t, hs, "--subnet", subnet())
 	old := run(t, hs[0], net, nil)
 	for i := range 4 {
 		h := hs[(i+1)%2]
-		docker(t, h, "run", "--rm", "--net", net, "busybox", "ping", "-c1", "-W1", old.ip())
+		docker(t, h, "run", "--rm", "--net", net, "busybox", "ping", "-c1", "-W3", old.ip())
 		fresh := run(t, h, net, nil)
-		old.exec("ping", "-c1", "-W1", fresh.ip())
+		old.exec("ping", "-c1", "-W3", fresh.ip())
 	}
 }
 
 func TestThreeHostsThroughOneSeed(t *testing.T) {
+	beside(t)
 	hs := hosts(t, 3)
 	net := network(t, hs, "--subnet", subnet())
 	var all []container
@@ -107,9 +110,9 @@ func TestThroughput(t *testing.T) {
 	client := run(t, hs[1], net, []string{"--cap-add=NET_ADMIN"})
 	client.reaches(server.ip(), soon)
 	var best float64
-	for range 3 {
+	for tries := 0; tries < 3 && best < floor; tries++ {
 		var rate float64
-		out := client.exec("tool", "throughput", "-timeout=3s", server.ip()+":5201")
+		out := client.exec("tool", "throughput", "-timeout=2s", server.ip()+":5201")
 		if _, err := fmt.Sscanf(out, "%f Gbit/s", &rate); err != nil {
 			t.Fatalf("%q: %v", out, err)
 		}

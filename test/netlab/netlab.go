@@ -12,6 +12,7 @@ package netlab
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -37,6 +38,8 @@ const (
 // default gateway; it answers pings, so it stands for the world outside.
 var Outside4 = netip.MustParseAddr("10.99.0.254")
 
+var bridgeMAC = net.HardwareAddr{0x02, 0, 0, 0, 0, 0xfe}
+
 var outside6 = netip.MustParseAddr("fd99::fe")
 
 var sequence atomic.Int32
@@ -47,12 +50,9 @@ func UniqueName() string {
 	return fmt.Sprintf("%s%d-%d", prefix, os.Getpid(), sequence.Add(1))
 }
 
-// Lab is a set of hosts on one wire. It is not safe for concurrent use; its
-// hosts are, each on its own.
-type Lab struct {
-	name  string
-	hosts []*Host
-}
+// Lab is a set of hosts on one wire. Its methods may be called concurrently, but
+// for what ends a host, or all, while others use it.
+type Lab struct{ name string }
 
 // New makes the wires of a lab. Namespaces begin with the lab's name; a lab
 // whose name does not come from UniqueName outlives its process until Remove.
@@ -85,7 +85,6 @@ func (l *Lab) AddHost(n int) (*Host, error) {
 	if err := addNamespace(h.Namespace()); err != nil {
 		return nil, fmt.Errorf("host %s: %w", h.name, err)
 	}
-	l.hosts = append(l.hosts, h)
 	if err := h.setUp(); err != nil {
 		return nil, errors.Join(fmt.Errorf("host %s: %w", h.name, err), l.RemoveHost(h))
 	}
@@ -95,20 +94,11 @@ func (l *Lab) AddHost(n int) (*Host, error) {
 // RemoveHost deletes the host's uplink and namespace; its number is free again.
 // Processes that still run in it keep the namespace alive without a name.
 func (l *Lab) RemoveHost(h *Host) error {
-	for i, other := range l.hosts {
-		if other == h {
-			l.hosts = append(l.hosts[:i], l.hosts[i+1:]...)
-			break
-		}
-	}
 	return errors.Join(h.onPort(netlink.LinkDel), deleteNamespace(h.Namespace()))
 }
 
 // Close deletes every namespace of the lab.
-func (l *Lab) Close() error {
-	l.hosts = nil
-	return Remove(l.name)
-}
+func (l *Lab) Close() error { return Remove(l.name) }
 
 func (l *Lab) wires() string { return l.name + "-wires" }
 
@@ -166,7 +156,9 @@ func setUpWires() error {
 	if err := writeSysctl("net/bridge/bridge-nf-call-iptables", "0"); err != nil {
 		return err
 	}
-	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge, MTU: mtu}}
+	// An address of its own: one of the ports' would change as hosts come and go,
+	// and hosts would go on sending to the old one.
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge, MTU: mtu, HardwareAddr: bridgeMAC}}
 	if err := netlink.LinkAdd(br); err != nil {
 		return fmt.Errorf("add bridge: %w", err)
 	}
@@ -212,11 +204,45 @@ func addNamespace(name string) error {
 	})
 }
 
+// deleteNamespace removes a name that may be half made: a file on which nothing
+// is mounted.
 func deleteNamespace(name string) error {
-	if err := netns.DeleteNamed(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+	path := filepath.Join(netnsDir, name)
+	err := unix.Unmount(path, unix.MNT_DETACH)
+	if err == nil || errors.Is(err, unix.EINVAL) {
+		err = os.Remove(path)
+	}
+	if errors.Is(err, unix.EBUSY) {
+		err = onOwnThread(func() error { return removeCovered(path) })
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("delete namespace %s: %w", name, err)
 	}
 	return nil
+}
+
+// removeCovered removes a name on which something is mounted below what can be
+// seen: the first `ip netns add` after us has mounted the whole directory upon
+// itself, with all names in it. In a mount namespace of our own the layers can be
+// taken off; to remove a name there is to remove it everywhere.
+func removeCovered(path string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return err
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return err
+	}
+	for {
+		if err := unix.Unmount(netnsDir, unix.MNT_DETACH); err != nil {
+			return err
+		}
+		if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+		if err := os.Remove(path); !errors.Is(err, unix.EBUSY) {
+			return err
+		}
+	}
 }
 
 func inNamespace(name string, f func() error) error {

@@ -7,11 +7,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 func newLab(t *testing.T) *Lab {
@@ -104,6 +107,38 @@ func TestCutAndHeal(t *testing.T) {
 	}
 }
 
+// TestOutsideKeepsItsAddress: hosts that come and go do not make the others
+// forget who stands for the world outside.
+func TestOutsideKeepsItsAddress(t *testing.T) {
+	lab := newLab(t)
+	address := func() (mac string) {
+		t.Helper()
+		err := inNamespace(lab.wires(), func() error {
+			link, err := netlink.LinkByName(bridge)
+			if err == nil {
+				mac = link.Attrs().HardwareAddr.String()
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return mac
+	}
+	before := address()
+	for n := range 8 { // each with a random address, the lowest of which the bridge would take
+		h := addHost(t, lab, n+1)
+		if now := address(); now != before {
+			t.Fatalf("with %d hosts the bridge has %s, it had %s", n+1, now, before)
+		}
+		if n%2 == 0 {
+			if err := lab.RemoveHost(h); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 func TestCaptureSeesWholeFrames(t *testing.T) {
 	lab := newLab(t)
 	a, b := addHost(t, lab, 1), addHost(t, lab, 2)
@@ -148,11 +183,46 @@ func TestDeadLabs(t *testing.T) {
 	if !seen {
 		t.Errorf("%s is not in %v", dead, found)
 	}
+	halfMade := filepath.Join(netnsDir, dead+"-h1")
+	if err := os.WriteFile(halfMade, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
 	if err := Remove(dead); err != nil {
 		t.Error(err)
 	}
+	if _, err := os.Stat(halfMade); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a name that was half made is left: %v", err)
+	}
 	if !OwnerAlive("something-else") {
 		t.Error("a name without a process counts as dead")
+	}
+}
+
+// ownMounts in the environment says that the process has a mount namespace of
+// its own.
+const ownMounts = "WEAVE_TEST_OWN_MOUNTS"
+
+// TestCoveredNames: `ip netns add` mounts the directory upon itself. That is
+// done where no other lab sees it.
+func TestCoveredNames(t *testing.T) {
+	lab := newLab(t)
+	if os.Getenv(ownMounts) == "" {
+		again := exec.Command("/proc/self/exe", "-test.run=^TestCoveredNames$")
+		again.Env = append(os.Environ(), ownMounts+"=1")
+		again.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
+		if out, err := again.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	if err := unix.Mount(netnsDir, netnsDir, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := Remove(lab.Name()); err != nil {
+		t.Error(err)
+	}
+	if left, err := filepath.Glob(filepath.Join(netnsDir, lab.Name()+"*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
 	}
 }
 
