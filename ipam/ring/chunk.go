@@ -100,13 +100,16 @@ func Decode(b []byte) (Chunk, error) {
 
 // Digest is equal for equal rings, and for no others that one will ever meet.
 func (r *Ring) Digest() [8]byte {
-	h := sha256.New()
-	h.Write(r.seed[:])
-	b := make([]byte, 0, 64)
-	for _, t := range r.tokens {
-		b = t.Start.AppendTo(b[:0])
-		b = append(append(append(b, ' '), t.Owner...), 0)
-		h.Write(binary.BigEndian.AppendUint64(b, t.Version))
-	}
-	return [8]byte(h.Sum(nil))
+	r.hashing.Do(func() {
+		h := sha256.New()
+		h.Write(r.seed[:])
+		b := make([]byte, 0, 64)
+		for _, t := range r.tokens {
+			b = t.Start.AppendTo(b[:0])
+			b = append(append(append(b, ' '), t.Owner...), 0)
+			h.Write(binary.BigEndian.AppendUint64(b, t.Version))
+		}
+		r.hash = [8]byte(h.Sum(nil))
+	})
+	return r.hash
 }

@@ -32,6 +32,7 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
+	"sync"
 
 	"weave/ipam/space"
 )
@@ -74,6 +75,9 @@ type Ring struct {
 	pool   netip.Prefix
 	seed   SeedID
 	tokens []Token // ascending; the first starts the pool
+
+	hashing sync.Once // made when it is first asked for: gossip does so all the time
+	hash    [8]byte
 }
 
 // New makes the first ring of a pool: owners in the given order get equal

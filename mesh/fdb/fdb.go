@@ -13,6 +13,7 @@
 package fdb
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 	"time"
@@ -224,6 +225,37 @@ func (t *Table) Learn(mac MAC, from Place, now time.Time) Verdict {
 		verdict = Accept
 	}
 	return verdict
+}
+
+// Endpoint returns what Set put in under a place and an ID.
+func (t *Table) Endpoint(at Place, endpointID string) (Endpoint, bool) {
+	e := t.endpoints[endpointKey{at: at, id: endpointID}]
+	if e == nil {
+		return Endpoint{}, false
+	}
+	return *e, true
+}
+
+// At returns the endpoints of one place, in no order.
+func (t *Table) At(p Place) iter.Seq[Endpoint] {
+	return func(yield func(Endpoint) bool) {
+		for key, e := range t.endpoints {
+			if key.at == p && !yield(*e) {
+				return
+			}
+		}
+	}
+}
+
+// All returns all endpoints, in no order.
+func (t *Table) All() iter.Seq[Endpoint] {
+	return func(yield func(Endpoint) bool) {
+		for _, e := range t.endpoints {
+			if !yield(*e) {
+				return
+			}
+		}
+	}
 }
 
 // Learned counts the entries that were learned and have not been swept yet.

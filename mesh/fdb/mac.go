@@ -15,6 +15,9 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 // Multicast reports whether m is a group address; broadcast is one too.
 func (m MAC) Multicast() bool { return m[0]&1 != 0 }
 
+// Broadcast reports whether m is that of all hosts.
+func (m MAC) Broadcast() bool { return m == MAC{0xff, 0xff, 0xff, 0xff, 0xff, 0xff} }
+
 // Place is where a MAC address lives: on this host or at another peer.
 type Place struct {
 	Local bool

@@ -9,21 +9,27 @@ import (
 // maxRun is the length in bytes of the longest IP packet that Joiner builds.
 const maxRun = 65535
 
+// maxGathered is how many datagrams become one run: UDP_MAX_SEGMENTS of the
+// older kernels.
+const maxGathered = 64
+
 // Joiner makes runs of pieces again, so that one write brings a whole run to
-// the TAP. The zero value is ready. It is not for concurrent use and allocates
-// nothing.
+// the TAP. It also gathers UDP datagrams that a container sent one by one, as
+// the kernel's own receive offload does. The zero value is ready. It is not for
+// concurrent use and allocates nothing.
 //
 // The caller adds pieces in the order of their datagrams. When Add refuses
 // one, or nothing more is queued, the caller writes Frame and resets.
 type Joiner struct {
-	// NoUDP leaves the pieces of UDP runs apart, for a TAP that takes no such
-	// runs. It is set once.
+	// NoUDP leaves UDP datagrams apart, for a TAP that takes no runs of them.
+	// It is set once.
 	NoUDP bool
 
 	header wire.FrameHeader // of the first piece
 	pieces int
 	end    int  // of the frame, in buf
-	open   bool // another piece may follow; what is below holds only then
+	open   bool // more may follow; what is below holds only then
+	gather bool // what is held began with a datagram that is no piece
 
 	series series
 	size   int  // payload of each piece but the last
@@ -38,7 +44,7 @@ type Joiner struct {
 // held, that it is malformed and is to be dropped.
 //
 // A piece continues a run if its headers are, to the byte, those that Splitter
-// would give it.
+// would give it; so does a datagram, but for an ID that need not count up.
 func (j *Joiner) Add(h wire.FrameHeader, frame []byte) bool {
 	if j.pieces == 0 {
 		return j.start(h, frame)
@@ -48,6 +54,9 @@ func (j *Joiner) Add(h wire.FrameHeader, frame []byte) bool {
 
 // Held tells whether Frame has something to write.
 func (j *Joiner) Held() bool { return j.pieces > 0 }
+
+// Open tells whether something may still continue what is held.
+func (j *Joiner) Open() bool { return j.open }
 
 // Reset forgets what is held.
 func (j *Joiner) Reset() { j.pieces, j.open = 0, false }
@@ -61,20 +70,21 @@ func (j *Joiner) start(h wire.FrameHeader, frame []byte) bool {
 	}
 	j.header, j.pieces = h, 1
 	j.end = VnetHdrLen + copy(j.buf[VnetHdrLen:], frame)
-	j.open = h.Flags&wire.FlagMore != 0 && j.startRun()
+	j.gather = h.Flags == wire.FlagNeedsCsum && h.CsumOffset == udpCsum
+	j.open = (j.gather || h.Flags&wire.FlagMore != 0) && j.startRun()
 	return true
 }
 
 // startRun tells whether the frame held can be the first piece of a run.
 func (j *Joiner) startRun() bool {
 	h, frame := j.header, j.buf[VnetHdrLen:j.end]
-	udp := h.Flags&wire.FlagUDP != 0
+	udp := j.gather || h.Flags&wire.FlagUDP != 0
 	tcp := h.Flags&wire.FlagTCP != 0
 	if h.Flags&wire.FlagNeedsCsum == 0 || udp == tcp || udp && j.NoUDP {
 		return false
 	}
 	l, err := parseLayout(frame, int(h.CsumStart), udp)
-	if err != nil || l.hdrLen != int(h.HdrLen) || l.csumOffset() != int(h.CsumOffset) {
+	if err != nil || !j.gather && l.hdrLen != int(h.HdrLen) || l.csumOffset() != int(h.CsumOffset) {
 		return false
 	}
 	// The run gets a new header checksum: a wrong one must not become right.
@@ -99,12 +109,19 @@ func (j *Joiner) follow(h wire.FrameHeader, frame []byte) bool {
 	j.end += copy(j.buf[j.end:], frame[head:])
 	j.pieces++
 	j.final = final
-	j.open = h.Flags&wire.FlagMore != 0 && n == j.size && final == 0
+	more := h.Flags&wire.FlagMore != 0
+	if j.gather {
+		more = j.pieces < maxGathered
+	}
+	j.open = more && n == j.size && final == 0
 	return true
 }
 
 // samePlan tells whether h is that of a further piece of the run held.
 func (j *Joiner) samePlan(h wire.FrameHeader) bool {
+	if j.gather {
+		return h == j.header
+	}
 	const places = wire.FlagMore | wire.FlagContinues
 	continues := h.Flags&wire.FlagContinues != 0
 	h.Flags = h.Flags&^places | j.header.Flags&places
@@ -117,7 +134,11 @@ func (j *Joiner) match(hdr []byte, n int) (final byte, ok bool) {
 	s := &j.series
 	want := j.want[:len(hdr)]
 	copy(want, j.buf[VnetHdrLen:])
-	s.put(want, j.pieces, j.end-VnetHdrLen-s.hdrLen, n, false)
+	i := j.pieces
+	if j.gather && s.sameID(hdr) {
+		i = 0
+	}
+	s.put(want, i, j.end-VnetHdrLen-s.hdrLen, n, false)
 	if !s.udp {
 		final = hdr[s.l4+tcpFlags] & (tcpFIN | tcpPSH)
 		want[s.l4+tcpFlags] |= final

@@ -38,6 +38,8 @@ const (
 	etherVLAN = 0x8100
 	etherQinQ = 0x88a8
 
+	ipv4DF = 0x40 // in the byte at ipv4Fragment
+
 	protoTCP = 6
 	protoUDP = 17
 

@@ -71,3 +71,14 @@ func (s *series) pieceFlags(i int, last bool) byte {
 	}
 	return flags
 }
+
+// sameID tells whether hdr has the ID of the first piece and may: what is not
+// to be fragmented needs no ID of its own (RFC 6864), and many senders leave it
+// constant.
+func (s *series) sameID(hdr []byte) bool {
+	if s.v6 {
+		return false
+	}
+	ip := hdr[s.l3:]
+	return ip[ipv4Fragment]&ipv4DF != 0 && binary.BigEndian.Uint16(ip[ipv4ID:]) == s.id
+}

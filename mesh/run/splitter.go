@@ -138,6 +138,13 @@ func (s *Splitter) Next(dst []byte) (n int, h wire.FrameHeader, ok bool) {
 	return n, h, true
 }
 
+// Skip passes over the next piece, as if it were lost on its way.
+func (s *Splitter) Skip() {
+	if s.next < s.pieces {
+		s.next++
+	}
+}
+
 // place says where piece i stands in its run.
 func place(i int, last bool) (f wire.FrameFlags) {
 	if i > 0 {

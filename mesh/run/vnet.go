@@ -63,6 +63,9 @@ type Meta struct {
 	CsumOffset uint16
 }
 
+// IsTCP tells whether m describes a run of TCP.
+func (m Meta) IsTCP() bool { return m.GSO == GSOTCPv4 || m.GSO == GSOTCPv6 }
+
 // DecodeVnet reads the virtio-net header at the start of b, in the host's byte
 // order as a TAP has it unless told otherwise.
 func DecodeVnet(b []byte) (Meta, error) {

@@ -8,51 +8,57 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// batchBytes is how much ReadBatch takes before it lets the caller work: what a
+// CPU's second cache keeps until it is sent, and little to wait for behind.
+const batchBytes = 256 << 10
+
 // reader is the state of one ReadBatch. It lives in the Device so that no call
 // allocates.
 type reader struct {
 	recv  func(fd uintptr) bool // receive, bound once
 	bufs  [][]byte
 	sizes []int
-	n     int // how many bufs are filled
+	n     int  // how many bufs are filled
+	more  bool // the device was not seen empty
 	errno unix.Errno
 }
 
 // ReadBatch waits for a frame, takes what else is queued, and returns how many
-// of bufs it filled; sizes tells how far, virtio-net header and frame. Each
-// buffer must be at least run.VnetHdrLen+run.MaxFrame long; the buffers remain
-// the caller's. One call runs at a time, others wait for it.
+// of bufs it filled; sizes tells how far, virtio-net header and frame. After
+// 256 KiB, or the last of bufs, it stops, and more tells that frames may be
+// left. Each buffer must be at least run.VnetHdrLen+run.MaxFrame long; the
+// buffers remain the caller's. One call runs at a time, others wait for it.
 //
 // The error is os.ErrClosed after Close and ErrGone after the link was deleted.
-func (d *Device) ReadBatch(bufs [][]byte, sizes []int) (int, error) {
+func (d *Device) ReadBatch(bufs [][]byte, sizes []int) (n int, more bool, err error) {
 	bufs = bufs[:min(len(bufs), len(sizes))]
 	if len(bufs) == 0 {
-		return 0, nil
+		return 0, false, nil
 	}
 	for _, b := range bufs {
 		if len(b) < minBuffer {
-			return 0, fmt.Errorf("read tap %s: buffer of %d bytes: %w", d.name, len(b), io.ErrShortBuffer)
+			return 0, false, fmt.Errorf("read tap %s: buffer of %d bytes: %w", d.name, len(b), io.ErrShortBuffer)
 		}
 	}
 	d.readMu.Lock()
 	defer d.readMu.Unlock()
 	r := &d.reader
-	r.bufs, r.sizes, r.n, r.errno = bufs, sizes, 0, 0
-	err := d.raw.Read(r.recv)
+	r.bufs, r.sizes, r.n, r.more, r.errno = bufs, sizes, 0, false, 0
+	err = d.raw.Read(r.recv)
 	r.bufs, r.sizes = nil, nil
 	switch {
 	case err != nil:
-		return 0, d.pollError()
+		return 0, false, d.pollError()
 	case r.errno != 0:
-		return 0, d.callError("read", r.errno)
+		return 0, false, d.callError("read", r.errno)
 	}
-	return r.n, nil
+	return r.n, r.more, nil
 }
 
 // receive is called by the poller until it returns true. An error behind good
 // frames is left for the next call to find.
 func (r *reader) receive(fd uintptr) bool {
-	for r.n < len(r.bufs) {
+	for total := 0; r.n < len(r.bufs) && total < batchBytes; {
 		b := r.bufs[r.n]
 		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
 		switch {
@@ -60,6 +66,7 @@ func (r *reader) receive(fd uintptr) bool {
 		case errno == 0:
 			r.sizes[r.n] = int(n)
 			r.n++
+			total += int(n)
 		case r.n > 0:
 			return true
 		case errno == unix.EAGAIN:
@@ -69,6 +76,7 @@ func (r *reader) receive(fd uintptr) bool {
 			return true
 		}
 	}
+	r.more = true
 	return true
 }
 

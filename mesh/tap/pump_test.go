@@ -108,7 +108,7 @@ func (s *site) outwards(t testing.TB) {
 	train := make([]byte, 0, 1<<17)
 	var sp run.Splitter
 	for {
-		n, err := s.tap.ReadBatch(bufs, sizes)
+		n, _, err := s.tap.ReadBatch(bufs, sizes)
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				t.Error(err)

@@ -180,7 +180,7 @@ func TestCloseUnblocks(t *testing.T) {
 	done := make(chan error)
 	go func() {
 		for {
-			if _, err := d.ReadBatch(bufs, sizes); err != nil {
+			if _, _, err := d.ReadBatch(bufs, sizes); err != nil {
 				done <- err
 				return
 			}
@@ -204,7 +204,7 @@ func TestRemoveUnblocks(t *testing.T) {
 	done := make(chan error)
 	go func() {
 		for {
-			if _, err := d.ReadBatch(bufs, sizes); err != nil {
+			if _, _, err := d.ReadBatch(bufs, sizes); err != nil {
 				done <- err
 				return
 			}
@@ -214,7 +214,7 @@ func TestRemoveUnblocks(t *testing.T) {
 	if err := <-done; !errors.Is(err, ErrGone) {
 		t.Errorf("ReadBatch: %v", err)
 	}
-	if _, err := d.ReadBatch(bufs, sizes); !errors.Is(err, ErrGone) {
+	if _, _, err := d.ReadBatch(bufs, sizes); !errors.Is(err, ErrGone) {
 		t.Errorf("ReadBatch again: %v", err)
 	}
 	if err := d.Write(make([]byte, 100)); !errors.Is(err, ErrGone) {
@@ -224,10 +224,10 @@ func TestRemoveUnblocks(t *testing.T) {
 
 func TestBadBuffersAndFrames(t *testing.T) {
 	d := newNamespace(t).open(t, "wvt0")
-	if n, err := d.ReadBatch(nil, nil); n != 0 || err != nil {
+	if n, _, err := d.ReadBatch(nil, nil); n != 0 || err != nil {
 		t.Errorf("no buffers: %d, %v", n, err)
 	}
-	if _, err := d.ReadBatch([][]byte{make([]byte, 2000)}, make([]int, 1)); !errors.Is(err, io.ErrShortBuffer) {
+	if _, _, err := d.ReadBatch([][]byte{make([]byte, 2000)}, make([]int, 1)); !errors.Is(err, io.ErrShortBuffer) {
 		t.Errorf("short buffer: %v", err)
 	}
 	if err := d.Write(make([]byte, run.VnetHdrLen+5)); !errors.Is(err, unix.EINVAL) {
@@ -255,13 +255,11 @@ func TestWriteWhileDown(t *testing.T) {
 	}
 }
 
-// TestFrames sends frames through the link's other side, a packet socket.
-func TestFrames(t *testing.T) {
-	ns := newNamespace(t)
-	d := ns.open(t, "wvt0")
-	frame := append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5}, bytes.Repeat([]byte{7}, 50)...)
+// put sends a frame some times through a link's other side, a packet socket.
+func (ns namespace) put(t *testing.T, name string, frame []byte, times int) {
+	t.Helper()
 	ns.do(t, func() error {
-		link, err := netlink.LinkByName("wvt0")
+		link, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
 		}
@@ -269,16 +267,57 @@ func TestFrames(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		for range 3 {
+		defer unix.Close(fd)
+		for range times {
 			to := &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}
 			if err := unix.Sendto(fd, frame, 0, to); err != nil {
 				return err
 			}
 		}
-		return unix.Close(fd)
+		return nil
 	})
+}
+
+// TestReadSaysWhetherMoreIsLeft: it stops at the last buffer and behind
+// batchBytes, and then does not know that the device is empty.
+func TestReadSaysWhetherMoreIsLeft(t *testing.T) {
+	ns := newNamespace(t)
+	d := ns.open(t, "wvt0")
+	bufs, sizes := buffers(8)
+	read := func(buffers, want int, wantMore bool) {
+		t.Helper()
+		if n, more, err := d.ReadBatch(bufs[:buffers], sizes); n != want || more != wantMore || err != nil {
+			t.Errorf("ReadBatch = %d, %v, %v, want %d, %v", n, more, err, want, wantMore)
+		}
+	}
+	header := []byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5}
+	ns.put(t, "wvt0", append(header, 1), 3)
+	read(2, 2, true)
+	read(2, 1, false)
+	ns.put(t, "wvt0", append(header, 1), 2)
+	read(2, 2, true)
+
+	const large = 60_000
+	ns.do(t, func() error {
+		link, err := netlink.LinkByName("wvt0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkSetMTU(link, large)
+	})
+	const enough = batchBytes/large + 1
+	ns.put(t, "wvt0", append(header, make([]byte, large-100)...), enough+1)
+	read(8, enough, true)
+	read(8, 1, false)
+}
+
+func TestFrames(t *testing.T) {
+	ns := newNamespace(t)
+	d := ns.open(t, "wvt0")
+	frame := append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5}, bytes.Repeat([]byte{7}, 50)...)
+	ns.put(t, "wvt0", frame, 3)
 	bufs, sizes := buffers(4)
-	n, err := d.ReadBatch(bufs, sizes)
+	n, _, err := d.ReadBatch(bufs, sizes)
 	if err != nil || n != 3 {
 		t.Fatalf("ReadBatch = %d, %v", n, err)
 	}

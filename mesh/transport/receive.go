@@ -26,11 +26,20 @@ type receiver struct {
 	t       *Transport
 	trains  []udp.Train
 	now     time.Time // of the batch
+	came    came      // of the train
 	scratch [wire.HeaderLen + wire.ItemHeaderLen + maxPing + wire.TagLen]byte
 
 	handshakes *limiter // first messages with a right MAC
 	rejects    *limiter // rejections that we send
 	hints      *limiter // rejections that we get
+}
+
+// came is what a link has received and not been told yet: counters that others
+// read cost too much to touch for each datagram.
+type came struct {
+	link      *Link
+	datagrams uint64
+	bytes     uint64
 }
 
 // maxPing is the longest body of a ping that is answered.
@@ -82,6 +91,25 @@ func (r *receiver) train(tr *udp.Train) {
 		r.datagram(rest[:n:n], tr.From)
 		rest = rest[n:]
 	}
+	r.settle(nil)
+}
+
+// count counts an authentic datagram.
+func (r *receiver) count(l *Link, size int) {
+	if r.came.link != l {
+		r.settle(l)
+	}
+	r.came.datagrams++
+	r.came.bytes += uint64(size)
+}
+
+// settle brings a link's counters up to date; the next datagrams are next's.
+func (r *receiver) settle(next *Link) {
+	if l := r.came.link; l != nil {
+		l.rxDatagrams.Add(r.came.datagrams)
+		l.rxBytes.Add(r.came.bytes)
+	}
+	r.came = came{link: next}
 }
 
 func (r *receiver) datagram(d []byte, from netip.AddrPort) {
@@ -125,10 +153,11 @@ func (r *receiver) sealed(h wire.Header, d []byte, from netip.AddrPort) {
 		return
 	}
 	l, now := e.link, t.since(r.now)
-	e.heard.Store(now)
-	l.heard.Store(now)
-	l.rxDatagrams.Add(1)
-	l.rxBytes.Add(uint64(size))
+	if e.heard.Load() != now { // storing costs more
+		e.heard.Store(now)
+		l.heard.Store(now)
+	}
+	r.count(l, size)
 	if !e.confirmed.Load() {
 		t.confirm(e, from, r.now)
 	} else if path := l.path.Load(); path == nil || *path != from {

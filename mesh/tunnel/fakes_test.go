@@ -46,18 +46,18 @@ func newFakeDevice() *fakeDevice {
 	}
 }
 
-func (d *fakeDevice) ReadBatch(bufs [][]byte, sizes []int) (int, error) {
+func (d *fakeDevice) ReadBatch(bufs [][]byte, sizes []int) (int, bool, error) {
 	select {
 	case <-d.closed:
-		return 0, os.ErrClosed
+		return 0, false, os.ErrClosed
 	case frames, ok := <-d.batches:
 		if !ok {
-			return 0, errors.New("device is gone")
+			return 0, false, errors.New("device is gone")
 		}
 		for i, f := range frames {
 			sizes[i] = copy(bufs[i], f)
 		}
-		return len(frames), nil
+		return len(frames), len(frames) == len(bufs), nil
 	}
 }
 
@@ -343,6 +343,17 @@ func udpRun(payload []byte, size int) []byte {
 	udp := []byte{0x30, 0x39, 0, 80, 0, 0, 0, 0}
 	binary.BigEndian.PutUint16(udp[4:], uint16(len(udp)+len(payload)))
 	return ipRun(17, udp, 6, payload, run.Meta{GSO: run.GSOUDP, GSOSize: uint16(size)})
+}
+
+// udpDatagram is one UDP datagram from macA to macB with the given IP ID.
+func udpDatagram(id byte, payload string) []byte {
+	udp := []byte{0x30, 0x39, 0, 80, 0, byte(8 + len(payload)), 0, 0}
+	b := ipRun(17, udp, 6, []byte(payload), run.Meta{})
+	b[2], b[3] = 0, 0 // no hint at the headers' length, which does not travel
+	ip := b[run.VnetHdrLen+14:][:20]
+	ip[5], ip[10], ip[11] = id, 0, 0
+	binary.BigEndian.PutUint16(ip[10:], ^onesSum(ip))
+	return b
 }
 
 // ipRun puts Ethernet and IPv4 headers before a transport header, whose

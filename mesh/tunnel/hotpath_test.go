@@ -20,13 +20,16 @@ import (
 func headerOf(key string) wire.FrameHeader { return wire.FrameHeader{Segment: segmentID(key)} }
 
 // steadyDevice gives the same frames again and again, and takes all.
-type steadyDevice struct{ frames [][]byte }
+type steadyDevice struct {
+	frames [][]byte
+	left   bool // says that there are more
+}
 
-func (d *steadyDevice) ReadBatch(bufs [][]byte, sizes []int) (int, error) {
+func (d *steadyDevice) ReadBatch(bufs [][]byte, sizes []int) (int, bool, error) {
 	for i, f := range d.frames {
 		sizes[i] = copy(bufs[i], f)
 	}
-	return len(d.frames), nil
+	return len(d.frames), d.left, nil
 }
 
 func (*steadyDevice) Write([]byte) error { return nil }
@@ -100,6 +103,7 @@ func hotFrames() map[string][][]byte {
 		"small":     slices.Repeat([][]byte{plain(macB, macA, "acknowledgement")}, batchFrames),
 		"broadcast": {plain(broadcast, macA, "to all")},
 		"learned":   {plain(macB, macX, "from behind a bridge")},
+		"datagrams": slices.Repeat([][]byte{udpDatagram(1, "one of a flow")}, batchFrames),
 		"question":  {arpRequest(broadcast, macA, ipA, ipB)},
 		"unknown":   {plain(macC, macA, "nobody")},
 	}

@@ -59,18 +59,18 @@ func (t *Tunnel) Flush() {
 	t.in.now = time.Time{}
 }
 
-// join is step 7. It reports whether the frame continued the run that is held:
-// it comes from the same peer in the very next datagram, so no piece is missing
-// between them, and its headers are those of the first piece, which was
-// admitted to the same segment.
+// join is step 7. It reports whether the frame continued what is held: it comes
+// from the same peer, and its headers are those of the first frame, which was
+// admitted to the same segment. A piece of a run must be in the very next
+// datagram, too, so that none is missing between them.
 func (in *inbound) join(from id.PeerID, counter uint64, h wire.FrameHeader, frame []byte) bool {
-	if !in.joiner.Held() || in.from != from || in.counter+1 != counter || h.Flags&wire.FlagContinues == 0 {
+	if !in.joiner.Open() || in.from != from || h.Flags&wire.FlagContinues != 0 && in.counter+1 != counter {
 		return false
 	}
 	if !in.joiner.Add(h, frame) {
 		return false
 	}
-	in.added(counter, h, frame)
+	in.added(counter, frame)
 	return true
 }
 
@@ -82,15 +82,15 @@ func (in *inbound) hold(s *segment, from id.PeerID, counter uint64, h wire.Frame
 		return
 	}
 	in.segment, in.from = s, from
-	in.added(counter, h, frame)
+	in.added(counter, frame)
 }
 
-// added writes what is held unless more is to come.
-func (in *inbound) added(counter uint64, h wire.FrameHeader, frame []byte) {
+// added writes what is held unless more may come.
+func (in *inbound) added(counter uint64, frame []byte) {
 	in.counter = counter
 	in.load.frames++
 	in.load.bytes += uint64(len(frame))
-	if h.Flags&wire.FlagMore == 0 {
+	if !in.joiner.Open() {
 		in.write()
 	}
 }

@@ -15,8 +15,7 @@ import (
 
 const (
 	// batchFrames is how many frames are taken from the TAP at once: as many
-	// acknowledgements as share a datagram, and not more runs than the CPU's
-	// cache takes well.
+	// acknowledgements as share a datagram.
 	batchFrames = 16
 	// maxTrains is to how many peers trains are kept at once. With more, as
 	// in a broadcast, the oldest one leaves early.
@@ -38,6 +37,9 @@ type outbound struct {
 
 	bufs  [batchFrames][]byte
 	sizes [batchFrames]int
+
+	backlog backlog
+	brake   bool // the next TCP run of this batch is to lose a piece
 
 	splitter run.Splitter
 	trains   [maxTrains]*train // made when first needed
@@ -64,11 +66,12 @@ func (o *outbound) init(s *segment, cfg Config, mtu int) {
 
 // turn does step 1, and the others for each frame that was read.
 func (o *outbound) turn() error {
-	n, err := o.seg.device.ReadBatch(o.bufs[:], o.sizes[:])
+	n, more, err := o.seg.device.ReadBatch(o.bufs[:], o.sizes[:])
 	if err != nil {
 		return err
 	}
 	now := o.clock()
+	o.brake = o.backlog.stands(now, more)
 	for i := range n {
 		o.frame(o.bufs[i][:o.sizes[i]], now)
 	}
@@ -133,7 +136,7 @@ func (o *outbound) question(frame []byte, to fdb.MAC, now time.Time) (done bool)
 // bridge. Nothing is flooded: who is not known is not there.
 func (o *outbound) forward(frame []byte, meta run.Meta, to fdb.MAC, now time.Time) {
 	if to.Multicast() {
-		for _, p := range o.seg.members.Load().list {
+		for _, p := range o.seg.members.Load().target(to) {
 			o.emit(p, frame, meta)
 		}
 		return
@@ -159,6 +162,11 @@ func (o *outbound) emit(p id.PeerID, frame []byte, meta run.Meta) {
 	if err != nil {
 		o.counters.drop(dropMalformed, 1)
 		return
+	}
+	if o.brake && meta.IsTCP() && pieces > 1 {
+		o.brake = false
+		o.splitter.Skip() // the first: those behind it tell of the gap at once
+		o.counters.drop(dropQueue, 1)
 	}
 	for n := o.splitter.NextLen(); n > 0; n = o.splitter.NextLen() {
 		if wire.Overhead+n > trainBytes {

@@ -28,8 +28,8 @@ type segment struct {
 	stopping atomic.Bool
 	failure  atomic.Pointer[error] // why reading from the device ended
 
-	mu    sync.RWMutex
-	table *fdb.Table // guarded by mu
+	mu    sync.RWMutex // also held by who replaces members
+	table *fdb.Table   // guarded by mu
 
 	out outbound // owned by run
 	_   cpu.CacheLinePad
@@ -43,6 +43,9 @@ type members struct {
 	list []id.PeerID
 	set  map[id.PeerID]struct{}
 	self id.PeerID
+
+	carried map[id.PeerID]struct{} // who get multicast by another way, members or not
+	rest    []id.PeerID            // of list, the others
 }
 
 func newSegment(cfg Config, seg Segment) *segment {
@@ -84,15 +87,49 @@ func (s *segment) stop() error {
 }
 
 func (s *segment) setMembers(peers []id.PeerID) {
-	self := s.members.Load().self
-	m := &members{self: self, set: make(map[id.PeerID]struct{}, len(peers))}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.members.Load()
+	m := &members{self: old.self, set: make(map[id.PeerID]struct{}, len(peers)), carried: old.carried}
 	for _, p := range peers {
-		if _, twice := m.set[p]; p != self && !twice {
+		if _, twice := m.set[p]; p != m.self && !twice {
 			m.set[p] = struct{}{}
 			m.list = append(m.list, p)
 		}
 	}
+	m.part()
 	s.members.Store(m)
+}
+
+func (s *segment) setCarried(peers []id.PeerID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	m := *s.members.Load()
+	m.carried = make(map[id.PeerID]struct{}, len(peers))
+	for _, p := range peers {
+		m.carried[p] = struct{}{}
+	}
+	m.part()
+	s.members.Store(&m)
+}
+
+// part fills in rest.
+func (m *members) part() {
+	m.rest = nil
+	for _, p := range m.list {
+		if _, carried := m.carried[p]; !carried {
+			m.rest = append(m.rest, p)
+		}
+	}
+}
+
+// target returns who gets a multicast frame from here. Broadcasts are always
+// ours: what asks for an address is among them.
+func (m *members) target(to fdb.MAC) []id.PeerID {
+	if to.Broadcast() {
+		return m.list
+	}
+	return m.rest
 }
 
 func (m *members) has(p id.PeerID) bool {

@@ -8,6 +8,7 @@ const (
 	dropSpoofed          // the source lives elsewhere
 	dropUnknown          // nobody has the destination
 	dropRate             // too many questions for unknown addresses
+	dropQueue            // to slow down a stream that keeps the queue full
 	dropNoPath           // no way to the peer, or no session yet
 	dropTooBig           // for a datagram
 	dropSend             // the underlay did not take it
@@ -17,7 +18,7 @@ const (
 
 func reasonName(reason int) string {
 	return [dropReasons]string{
-		"malformed", "spoofed source", "unknown destination", "rate limit", "no session", "too big", "send failed", "TAP write failed",
+		"malformed", "spoofed source", "unknown destination", "rate limit", "queue", "no session", "too big", "send failed", "TAP write failed",
 	}[reason]
 }
 

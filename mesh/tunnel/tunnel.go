@@ -75,10 +75,11 @@ type Links interface {
 
 // Device is a TAP device with virtio-net headers.
 type Device interface {
-	// ReadBatch waits for a frame and takes what else is queued: a header and
-	// a frame for each buffer, and their length. It has one caller at a time.
-	// It returns an error once the device is closed.
-	ReadBatch(bufs [][]byte, sizes []int) (n int, err error)
+	// ReadBatch waits for a frame and takes what else is queued, up to some
+	// amount: a header and a frame for each buffer, and their length. more
+	// tells that it may have left something. It has one caller at a time. It
+	// returns an error once the device is closed.
+	ReadBatch(bufs [][]byte, sizes []int) (n int, more bool, err error)
 	// Write writes a header and a frame. It is safe for concurrent use, with
 	// Close too, and does not keep the buffer.
 	Write(vnetFrame []byte) error

@@ -311,6 +311,22 @@ func TestUDPRunsWhereTheDeviceTakesThem(t *testing.T) {
 	}
 }
 
+// TestDatagramsOfOneFlowAreWrittenAtOnce: what came in one batch, and nothing
+// of another flow among them.
+func TestDatagramsOfOneFlowAreWrittenAtOnce(t *testing.T) {
+	_, devices := pair(t)
+	other := plain(macB, macA, "of another flow")
+	devices[0].batches <- [][]byte{udpDatagram(1, "one"), udpDatagram(2, "two"), udpDatagram(3, "end"), other, udpDatagram(4, "new")}
+	b := devices[1].next(t)
+	if m, err := run.DecodeVnet(b); err != nil || m.GSO != run.GSOUDP || m.GSOSize != 3 {
+		t.Fatalf("got %+v, %v", m, err)
+	}
+	if got := string(b[run.VnetHdrLen+42:]); got != "onetwoend" {
+		t.Fatalf("payload %q", got)
+	}
+	devices[1].wantFrames(t, other, udpDatagram(4, "new"))
+}
+
 func TestTrainsAreEqualButTheLast(t *testing.T) {
 	hosts, devices := pair(t)
 	payload := make([]byte, 60_000)
