@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"weave/ipam/ring"
@@ -75,8 +76,8 @@ func checkAddress(p *pool, addr netip.Addr) error {
 	case !p.prefix.Contains(addr):
 		return errorf(ErrInvalid, "address %s is outside subnet %s", addr, p.prefix)
 	case !p.usable.Contains(addr):
-		return fmt.Errorf("address %s is the network or broadcast address of subnet %s; use one from %s to %s: %w",
-			addr, p.prefix, p.usable.First, p.usable.Last, ErrInvalid)
+		return errorf(ErrInvalid, "address %s is the network or broadcast address of subnet %s; use one from %s to %s",
+			addr, p.prefix, p.usable.First, p.usable.Last)
 	}
 	return nil
 }
@@ -229,21 +230,28 @@ func (a *Allocator) full(p *pool, h handle, silent []ring.Peer) error {
 		what = fmt.Sprintf("ip range %s of pool %s", h.sub, p.prefix)
 	}
 	if len(silent) > 0 {
-		return fmt.Errorf("%s: %w here, and %w from other owners of it: %v; bring them back, or use another subnet", what, ErrFull, ErrNoAnswer, a.names(silent))
+		return errorf(errors.Join(ErrFull, ErrNoAnswer), "%s: no free address on this host, and no answer from %s, where others may be free; start weave there, or use another subnet",
+			what, strings.Join(a.names(silent), ", "))
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return errorf(ErrFull, "%s is full: all %d addresses are in use, %d of the pool's on this host; remove containers, or make a network with a larger subnet",
-		what, h.within.Size(), len(p.records))
+	here := 0
+	for addr, r := range p.records {
+		if r.Kind == KindLease && h.within.Contains(addr) {
+			here++
+		}
+	}
+	return errorf(ErrFull, "%s is full: all %d addresses are in use, %d of them by containers of this host; remove containers, or make a network with a larger subnet",
+		what, h.within.Size(), here)
 }
 
 // refused is the error for an answer that is final.
 func (a *Allocator) refused(by ring.Peer, why refusal, holder ring.Peer, detail string) error {
 	switch why {
 	case refusedLeased:
-		return fmt.Errorf("%w by a container on host %s", ErrInUse, a.name(holderOf(by, holder)))
+		return errorf(ErrInUse, "in use by a container on host %s; choose another", a.name(holderOf(by, holder)))
 	case refusedReserved:
-		return fmt.Errorf("%w as a gateway or reserved address; host %s keeps it", ErrInUse, a.name(by))
+		return errorf(ErrInUse, "in use as a gateway or auxiliary address of a network, says host %s; choose another", a.name(by))
 	case refusedRemoved:
 		return ErrRemoved
 	case refusedLate:
@@ -291,7 +299,7 @@ func (a *Allocator) leaseOwn(p *pool, h handle, addr netip.Addr, held bool) (own
 		return "", err
 	}
 	if r := p.records[addr]; r.Kind == KindLease {
-		return "", fmt.Errorf("address %s: %w by a container on this host", addr, ErrInUse)
+		return "", errorf(ErrInUse, "address %s: in use by a container on this host; choose another", addr)
 	}
 	if owner := a.ownerOf(p, addr); owner != a.cfg.Self {
 		return owner, nil
@@ -300,7 +308,7 @@ func (a *Allocator) leaseOwn(p *pool, h handle, addr netip.Addr, held bool) (own
 	case p.owner(addr) != a.cfg.Self:
 		return "", errorf(ErrNoAnswer, "address %s is being taken over from a removed host; try again", addr)
 	case !p.free.Contains(addr):
-		return "", fmt.Errorf("address %s: %w as a gateway or reserved address", addr, ErrInUse)
+		return "", errorf(ErrInUse, "address %s: in use as a gateway or auxiliary address of a network; choose another", addr)
 	case held:
 		return a.cfg.Self, nil
 	}

@@ -114,9 +114,9 @@ func (a *Allocator) checkRemoval(p ring.Peer, host string) error {
 	case gone:
 		return nil
 	case !known || removal{p, 1}.check() != nil:
-		return fmt.Errorf("peer %s: %w; `weave status peers` lists those that are known", p, ErrUnknownPeer)
+		return errorf(ErrUnknownPeer, "no peer %s is known; `weave status peers` lists them", p)
 	case alive:
-		return fmt.Errorf("host %s (%s): %w; stop weave there first", host, p, ErrAlive)
+		return errorf(ErrAlive, "host %s (%s) is alive; stop weave there first", host, p)
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func (a *Allocator) succession(r removal) decree {
 		},
 		decide: func(value []byte) (bool, error) { return a.remove(r, value) },
 		disagree: func(e electorate, silent []string) error {
-			return fmt.Errorf("a majority (%d of %d hosts) must agree that host %s is gone: %w%s", e.quorum, e.size(), host, ErrNoAgreement, waitedFor(e, silent))
+			return errorf(ErrNoAgreement, "a majority (%d of %d hosts) must agree that host %s is gone%s", e.quorum, e.size(), host, waitedFor(e, silent))
 		},
 		ask: func(ctx context.Context, to ring.Peer, req request) (answer, error) {
 			ctx, cancel := context.WithTimeout(ctx, a.askTimeout)

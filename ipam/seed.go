@@ -77,8 +77,8 @@ func (a *Allocator) seeding(p *pool) decree {
 			if len(silent)+len(e.unmet) == 0 {
 				return errorf(ErrNoAgreement, "pool %s: other hosts are starting it too; try again", p.prefix)
 			}
-			return fmt.Errorf("pool %s is new, and a majority (%d of %d hosts) must agree who starts with it: %w%s",
-				p.prefix, e.quorum, e.size(), ErrNoAgreement, waitedFor(e, silent))
+			return errorf(ErrNoAgreement, "pool %s is new, and a majority (%d of %d hosts) must agree who starts with it%s",
+				p.prefix, e.quorum, e.size(), waitedFor(e, silent))
 		},
 		ask: func(ctx context.Context, to ring.Peer, req request) (answer, error) { return a.ask(ctx, p, to, req) },
 	}

@@ -92,7 +92,7 @@ func (a *Allocator) holdAgain(p *pool, addr netip.Addr) (done bool, err error) {
 	case !ok || r.isDebt():
 		return false, nil
 	case r.Kind == KindLease:
-		return false, fmt.Errorf("address %s: %w by a container on this host", addr, ErrInUse)
+		return false, errorf(ErrInUse, "address %s: in use by a container on this host; choose another", addr)
 	}
 	r.Count++
 	return true, a.saveRecord(p, addr, &r)
