@@ -114,7 +114,7 @@ func TestRestart(t *testing.T) {
 	must(t, b.SetFree("10.0.0.0/8", 6))
 	awaitMembers(t, a, b)
 	await(t, "a to hear the new record", func() bool { return a.Free("10.0.0.0/8")[b.self] == 6 })
-	if took := time.Since(began); took > 5*time.Second {
+	if took := time.Since(began); took > 10*time.Second { // less than a second, where other tests leave it time
 		t.Errorf("took %s", took)
 	}
 	await(t, "a to forget the old record", func() bool { return len(a.Free("10.1.0.0/16")) == 0 })
