@@ -73,6 +73,8 @@ func FuzzJoin(f *testing.F) {
 		pieces := split(f, b[VnetHdrLen:], m, testMaxFrame)
 		f.Add(item(pieces[0]), item(pieces[1]))
 	}
+	flow := datagrams(f, runSpec{}, [][]byte{make([]byte, 60), make([]byte, 60)})
+	f.Add(item(flow[0]), item(flow[1]))
 	f.Fuzz(func(t *testing.T, a, b []byte) {
 		var j Joiner
 		longest := 0

@@ -10,16 +10,15 @@
 package session
 
 import (
-	"crypto/aes"
 	"crypto/cipher"
 	"errors"
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/chacha20poly1305"
 
+	"weave/mesh/gcm"
 	"weave/mesh/wire"
 )
 
@@ -102,11 +101,7 @@ func NewAEAD(key *[32]byte, useAES bool) (cipher.AEAD, error) {
 	if !useAES {
 		return chacha20poly1305.New(key[:])
 	}
-	block, err := aes.NewCipher(key[:])
-	if err != nil {
-		return nil, fmt.Errorf("make cipher: %w", err)
-	}
-	return cipher.NewGCM(block)
+	return gcm.New(key)
 }
 
 // Seal turns datagram into a sealed one in place: the caller leaves
