@@ -39,7 +39,7 @@ func (t *Transport) tick(now time.Time) {
 func (t *Transport) tickAttempt(a *attempt, now time.Time) {
 	switch {
 	case now.Sub(a.began) >= handshakeTimeout:
-		t.end(a, a.failure())
+		t.end(a, a.outcome())
 	case !now.Before(a.next):
 		t.resend(a, now)
 	}
@@ -69,7 +69,12 @@ func (t *Transport) tickPeer(p *peer, now time.Time) bool {
 	return true
 }
 
-func (a *attempt) failure() error {
+// outcome is nil if the peer answered and another handshake with it, begun by
+// either side, was the one that made a session.
+func (a *attempt) outcome() error {
+	if a.entry != nil && a.entry.link.current.Load() != nil {
+		return nil
+	}
 	if a.hint != nil {
 		return a.hint
 	}
