@@ -202,6 +202,9 @@ func (a *Allocator) unhold(id string) (*pool, error) {
 			return nil, err
 		}
 	}
+	if err := a.dropWishes(p); err != nil {
+		return nil, err
+	}
 	return p, a.saveHandle(h)
 }
 

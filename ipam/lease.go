@@ -120,13 +120,23 @@ func (a *Allocator) leaseAny(ctx context.Context, p *pool, h handle) (netip.Addr
 	}
 }
 
-// leaseFree leases the next free address of own ranges, or says ErrFull. It
-// passes by what containers elsewhere hold without a lease of ours.
+// leaseFree leases the next free address of own ranges, or says ErrFull. What
+// somebody wished for comes last.
 func (a *Allocator) leaseFree(p *pool, h handle) (netip.Addr, error) {
 	defer a.flush()
+	addr, err := a.leaseNext(p, h, (*pool).nextUnwished)
+	if errors.Is(err, ErrFull) {
+		addr, err = a.leaseNext(p, h, (*pool).nextFree)
+	}
+	return addr, err
+}
+
+// leaseNext leases the next of certain free addresses. It passes by what
+// containers elsewhere hold without a lease of ours.
+func (a *Allocator) leaseNext(p *pool, h handle, next func(*pool, handle) (netip.Addr, bool)) (netip.Addr, error) {
 	var first netip.Addr // that was passed by
 	for range maxTries {
-		addr, err := a.nextFree(p, h)
+		addr, err := a.advance(p, h, next)
 		if err != nil {
 			return netip.Addr{}, err
 		}
@@ -146,14 +156,14 @@ func (a *Allocator) leaseFree(p *pool, h handle) (netip.Addr, error) {
 	return netip.Addr{}, ErrFull
 }
 
-// nextFree moves the cursor on: a freed address is not reused at once.
-func (a *Allocator) nextFree(p *pool, h handle) (netip.Addr, error) {
+// advance moves the cursor on: a freed address is not reused at once.
+func (a *Allocator) advance(p *pool, h handle, next func(*pool, handle) (netip.Addr, bool)) (netip.Addr, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := a.mayLease(); err != nil {
 		return netip.Addr{}, err
 	}
-	addr, ok := p.free.Next(h.within, p.cursors[h.sub])
+	addr, ok := next(p, h)
 	if !ok {
 		return netip.Addr{}, ErrFull
 	}
@@ -312,7 +322,7 @@ func (a *Allocator) leaseOwn(p *pool, h handle, addr netip.Addr, held bool) (own
 	case held:
 		return a.cfg.Self, nil
 	}
-	return a.cfg.Self, a.saveRecord(p, addr, &record{Kind: KindLease, PoolID: h.id(), since: time.Now()})
+	return a.cfg.Self, a.saveWished(p, h, addr)
 }
 
 // ReleaseAddress takes back an address. An unknown one is no error: Docker

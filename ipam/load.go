@@ -201,6 +201,9 @@ func (a *Allocator) loadHeard(of string, value []byte) error {
 }
 
 func (a *Allocator) loadRecord(key string, value []byte) error {
+	if of, ok := strings.CutPrefix(key, keyWish); ok {
+		return a.loadWish(of)
+	}
 	p, addr, err := a.loadAddress(key)
 	if err != nil {
 		return err

@@ -18,7 +18,7 @@ import (
 //	ipam-removed  a peer
 //	ipam-self     "self", "serials"
 //	ipam-pools    a pool ID
-//	ipam-leases   pool, space, address
+//	ipam-leases   pool, space, address; "wish", space, pool, space, address
 //
 // Reservations are in one bucket with the rings: what a new ring makes void goes
 // in the same write, else it could come back with the range. Leases are not; the

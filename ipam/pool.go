@@ -66,6 +66,7 @@ type pool struct {
 	records   map[netip.Addr]record
 	reserved  map[netip.Addr]reservation
 	heard     map[ring.Peer]uint64        // the highest Serial of each peer that asked for reservations
+	wishes    map[netip.Addr]bool         // asked for by name, leased or not
 	free      space.Set                   // own and usable, neither recorded nor reserved
 	cursors   map[netip.Prefix]netip.Addr // by sub-pool: where the next search starts; lost with a restart
 	published uint64                      // free addresses that the Cluster knows of
@@ -86,6 +87,7 @@ func newPool(prefix netip.Prefix) (*pool, error) {
 		records:  map[netip.Addr]record{},
 		reserved: map[netip.Addr]reservation{},
 		heard:    map[ring.Peer]uint64{},
+		wishes:   map[netip.Addr]bool{},
 		cursors:  map[netip.Prefix]netip.Addr{},
 	}, nil
 }
@@ -157,6 +159,9 @@ func (p *pool) setRing(self ring.Peer, r *ring.Ring) (moved bool) {
 	}
 	return true
 }
+
+// nextFree is the next free address from the cursor onwards.
+func (p *pool) nextFree(h handle) (netip.Addr, bool) { return p.free.Next(h.within, p.cursors[h.sub]) }
 
 // setRecord uses a record that is stored; nil removes it.
 func (p *pool) setRecord(self ring.Peer, addr netip.Addr, r *record) {
