@@ -62,6 +62,16 @@ func (r recordsReplica) Missing(digest []byte) []byte {
 	return delta
 }
 
+// maxAnnouncement is how many datagrams what is our own may take.
+const maxAnnouncement = 16
+
+// Announcement implements gossip.Announcer.
+func (r recordsReplica) Announcement(size int) [][]byte {
+	r.n.mu.Lock()
+	defer r.n.mu.Unlock()
+	return r.n.records.AnnounceIn(size, maxAnnouncement)
+}
+
 // Merge implements Replica. The tunnel learns what changed before mu is let
 // go, so that it never sees two changes in the wrong order.
 func (r recordsReplica) Merge(_ id.PeerID, delta []byte) error {
@@ -120,8 +130,9 @@ func (n *Node) apply(c state.Change) error {
 	case kindSegment:
 		err := n.index.setSegment(c.Owner, c.Key, c.New)
 		if n.segments[c.Key] != nil {
-			n.tunnel.SetMembers(c.Key, n.index.members(c.Key, n.cfg.Identity.ID))
+			n.setMembers(c.Key)
 		}
+		n.recheck() // a clash of VNIs can be with any segment
 		return err
 	case kindEndpoint:
 		return n.applyEndpoint(c)
@@ -136,10 +147,10 @@ func (n *Node) apply(c state.Change) error {
 func (n *Node) applyEndpoint(c state.Change) error {
 	old, now, err := n.index.setEndpoint(c.Owner, c.Key, c.New)
 	if old != nil && (now == nil || old.Segment != now.Segment) {
-		n.tunnel.RemoveEndpoint(old.Segment, c.Owner, c.Key)
+		n.removeEndpoint(old)
 	}
 	if now != nil {
-		n.tunnel.SetEndpoint(now.Segment, now.tunnel())
+		n.setEndpoint(now)
 	}
 	return err
 }

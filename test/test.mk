@@ -16,7 +16,7 @@ AS_ROOT := $(if $(SUDO),$(SUDO) env "PATH=$$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
 ##@ Check and test
 
-.PHONY: check vulncheck test sim bench demo demo-down lab-sweep
+.PHONY: check vulncheck test sim scale bench demo demo-down lab-sweep
 
 check: vulncheck ## Run gofmt, vet, staticcheck, tidy, known vulnerabilities, architecture
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
@@ -44,6 +44,15 @@ SEED ?= 1
 
 sim: ## Simulate N clusters (10000, a part of `make test`), with progress and rate
 	$(GO) test ./test/sim -count=1 -timeout 0 -v -run '^TestSimulation$$' -sim.n=$(N) -sim.seed=$(SEED) -sim.progress=10s
+
+# make scale PEERS=10,100 simulates smaller clusters: a thousand peers take 12 GB of
+# memory and an hour of one processor. Results of other sizes are kept in build.
+PEERS ?= 10,50,100,1000
+
+scale: ## Simulate the control plane of up to 1000 hosts, an hour; writes docs/scale.md
+	@mkdir -p build
+	$(GO) test ./test/scale -count=1 -timeout 0 -v -run '^TestScale$$' -scale.peers=$(PEERS) \
+		-scale.keep=$(CURDIR)/build/scale.json -scale.doc=$(CURDIR)/docs/scale.md
 
 # BENCH='-rounds=1 -systems=weave,nebula' measures less, or otherwise; BENCH=-help
 # tells how. nebula may be missing: then prepare has said why.

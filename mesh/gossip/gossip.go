@@ -8,16 +8,18 @@
 // The traffic is sealed by the sessions, so memberlist's own encryption is off.
 //
 // A replica is what the caller wants to be the same everywhere. It spreads in
-// three ways:
+// several ways:
 //
 //   - Broadcast sends a small delta to all living members at once, and hands it
 //     to memberlist's broadcasts as well, for those whom the datagram missed.
 //   - Where a delta does not join on (ErrGap) or is too large for a datagram,
 //     the receiver pulls: it opens a sync stream, sends its digest and is
 //     answered with what it lacks.
+//   - Who just came tells all members at once what is its own (Announcer).
 //   - Members show each other a sum over their digests: when they meet, by
 //     push/pull, and about once a second by one datagram to one member. Who
-//     has another sum pulls. So nothing that was lost stays lost.
+//     never had that sum, and does not come to it within half a second, pulls.
+//     So nothing that was lost stays lost.
 //
 // Dead members are shown our sum now and then, too: after a partition has
 // healed that is the first to get through, and who hears from a peer that is
@@ -32,6 +34,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -71,6 +74,14 @@ type Replica interface {
 	Merge(from id.PeerID, delta []byte) error
 }
 
+// Announcer is a Replica that knows what of it is our own. We tell that to all
+// members when we come, so that they need not pull it.
+type Announcer interface {
+	// Announcement returns what is our own as deltas of at most size bytes, to be
+	// merged in their order, or nothing if that is not fit for a few datagrams.
+	Announcement(size int) [][]byte
+}
+
 var (
 	// ErrGap is returned by a Replica that lacks what comes before a delta.
 	ErrGap = errors.New("gossip: delta leaves a gap")
@@ -86,7 +97,10 @@ type Timing struct {
 	PushPull     time.Duration // between memberlist's push/pulls
 	GossipToDead time.Duration // how long memberlist itself talks to the dead
 	Sum          time.Duration // between sums shown to one living member each
+	Settle       time.Duration // that another's sum may differ before that is a reason to pull
 	Rejoin       time.Duration // between sums shown to the dead
+	Notice       time.Duration // for news of a member that we heard from already; up to twice as long
+	Newcomer     time.Duration // how long after our start new members are told what is our own
 	Retry        time.Duration // before a pull that failed is tried again
 	IO           time.Duration // deadline for dialling, and for each step of a stream
 }
@@ -101,7 +115,10 @@ func DefaultTiming() Timing {
 		PushPull:     20 * time.Second,
 		GossipToDead: 30 * time.Second,
 		Sum:          time.Second,
+		Settle:       500 * time.Millisecond,
 		Rejoin:       2 * time.Second,
+		Notice:       time.Second,
+		Newcomer:     time.Minute,
 		Retry:        time.Second,
 		IO:           10 * time.Second,
 	}
@@ -128,10 +145,13 @@ type Gossip struct {
 	life      *lifetime
 	transport *peerTransport
 	pulls     *pulls
+	doubts    *doubts
 	rumours   *memberlist.TransmitLimitedQueue
 	inbox     chan incoming
-	announce  chan struct{} // buffered: show all members our sum
-	ready     chan struct{} // closed once list is set
+	announce  chan struct{} // buffered: tell all members to pull
+	changed   chan struct{} // buffered: our sum is another
+	ready     chan struct{} // closed once list and began are set
+	began     time.Time
 	warnings  *rate.Limiter // for what a peer could make us log
 
 	list atomic.Pointer[memberlist.Memberlist]
@@ -171,6 +191,8 @@ func New(cfg Config) (*Gossip, error) {
 		life:     newLifetime(),
 		inbox:    make(chan incoming, maxInbox),
 		announce: make(chan struct{}, 1),
+		changed:  make(chan struct{}, 1),
+		doubts:   newDoubts(cfg.Timing.Settle),
 		ready:    make(chan struct{}),
 		seen:     newSeen(),
 		joining:  map[id.PeerID]struct{}{},
@@ -200,12 +222,14 @@ func (g *Gossip) Run(ctx context.Context) error {
 		return fmt.Errorf("start gossip: %w", err)
 	}
 	g.list.Store(list)
+	g.began = time.Now()
 	close(g.ready)
 	if g.cfg.Events != nil {
 		g.life.start(func(ctx context.Context) { g.members.tell(ctx, g.cfg.Events) })
 	}
 	g.life.start(g.intake)
 	g.life.start(g.tend)
+	g.life.start(g.settle)
 	<-ctx.Done()
 	if err := list.Shutdown(); err != nil {
 		return fmt.Errorf("stop gossip: %w", err)
@@ -306,7 +330,8 @@ func (g *Gossip) pushPull(ctx context.Context, peer id.PeerID) error {
 }
 
 // PeerReachable tells that a peer answers, for example that there is a session
-// with it. If it is no living member, it is joined in the background.
+// with it. If it does not become a living member within a while, it is joined in
+// the background.
 func (g *Gossip) PeerReachable(peer id.PeerID) {
 	if peer == g.cfg.Self || g.members.isAlive(peer) {
 		return
@@ -321,13 +346,21 @@ func (g *Gossip) PeerReachable(peer id.PeerID) {
 	}
 }
 
+// rejoin joins a peer that we hear from, unless it joins somebody else: of a new
+// member all hear sooner than they are told of it, and must not all exchange all
+// with it.
 func (g *Gossip) rejoin(ctx context.Context, peer id.PeerID) {
+	defer func() {
+		g.joinMu.Lock()
+		defer g.joinMu.Unlock()
+		delete(g.joining, peer)
+	}()
+	if !pause(ctx, g.cfg.Timing.Notice+rand.N(g.cfg.Timing.Notice+1)) || g.members.isAlive(peer) {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, joinTime)
 	defer cancel()
 	if err := g.Join(ctx, peer); err != nil {
 		g.cfg.Log.WithField("peer", peer.Short()).WithError(err).Debug("peer was not joined")
 	}
-	g.joinMu.Lock()
-	defer g.joinMu.Unlock()
-	delete(g.joining, peer)
 }

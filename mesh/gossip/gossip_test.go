@@ -122,7 +122,7 @@ func TestLossDelaysOnly(t *testing.T) {
 // A delta that one member hears as a rumour, and nobody got directly.
 func TestRumoursArePassedOn(t *testing.T) {
 	n := newNetwork(t)
-	nodes := n.cluster(6, func(c *Config) { c.Timing.Sum, c.Timing.PushPull = time.Hour, time.Hour })
+	nodes := n.cluster(4, func(c *Config) { c.Timing.Sum, c.Timing.PushPull = time.Hour, time.Hour })
 	eventually(t, "all are quiet", func() bool { return equal(nodes) })
 	author := state.New(id.PeerID{99}, 1)
 	delta, err := author.Set("k", "x", []byte("1"))
@@ -146,19 +146,21 @@ func TestRumoursArePassedOn(t *testing.T) {
 	}
 }
 
+// opened is how many sync streams there were.
+func (n *network) opened() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.syncs
+}
+
 func TestQuietWhenEqual(t *testing.T) {
 	n := newNetwork(t)
 	nodes := n.cluster(3)
 	nodes[0].set("x", "1")
 	eventually(t, "all are equal", func() bool { return equal(nodes) })
-	syncs := func() int {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		return n.syncs
-	}
-	before, since := syncs(), time.Now()
+	before, since := n.opened(), time.Now()
 	eventually(t, "no sync stream for a while", func() bool {
-		if now := syncs(); now != before {
+		if now := n.opened(); now != before {
 			before, since = now, time.Now()
 		}
 		return time.Since(since) > 400*time.Millisecond

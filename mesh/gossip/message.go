@@ -24,6 +24,7 @@ const messageFormat = 1
 const (
 	typeDelta = 1 // something changed: the change itself
 	typeSum   = 2 // what the sender has, to see who lacks something
+	typeNews  = 3 // the same, of a sender with news too large for a delta
 )
 
 var errMessage = errors.New("gossip: malformed message")
@@ -33,7 +34,7 @@ var errMessage = errors.New("gossip: malformed message")
 //
 //	format(1 byte: 1) type(1) origin(16)
 //	then, for a delta: length(1) replica delta...
-//	      for a sum:   sum(8)
+//	      for a sum, and for news: sum(8)
 type message struct {
 	kind    byte
 	origin  id.PeerID // who made it; a claim, if it was passed on by others
@@ -61,7 +62,7 @@ func sumOf(replicas map[string]Replica) sum {
 func (m message) encode() []byte {
 	out := append(make([]byte, 0, 64+len(m.delta)), messageFormat, m.kind)
 	out = append(out, m.origin[:]...)
-	if m.kind == typeSum {
+	if m.kind != typeDelta {
 		return append(out, m.sum[:]...)
 	}
 	out = append(append(out, byte(len(m.replica))), m.replica...)
@@ -77,7 +78,7 @@ func parseMessage(b []byte) (message, error) {
 	m.kind = b[1]
 	copy(m.origin[:], b[2:])
 	switch b = b[header:]; m.kind {
-	case typeSum:
+	case typeSum, typeNews:
 		if len(b) != len(m.sum) {
 			return m, errMessage
 		}

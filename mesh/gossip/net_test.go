@@ -31,7 +31,10 @@ func quick() Timing {
 		PushPull:     300 * time.Millisecond,
 		GossipToDead: 200 * time.Millisecond,
 		Sum:          40 * time.Millisecond,
+		Settle:       20 * time.Millisecond,
 		Rejoin:       50 * time.Millisecond,
+		Notice:       10 * time.Millisecond,
+		Newcomer:     time.Minute,
 		Retry:        20 * time.Millisecond,
 		IO:           5 * time.Second,
 	}
@@ -49,13 +52,15 @@ type network struct {
 	t  *testing.T
 	wg sync.WaitGroup // handlers of streams
 
-	mu    sync.Mutex
-	nodes map[id.PeerID]*node
-	loss  float64
-	cut   func(a, b id.PeerID) bool
-	loud  bool // sending without a route is an error, not a loss
-	conns map[net.Conn][2]id.PeerID
-	syncs int // sync streams opened
+	mu       sync.Mutex
+	nodes    map[id.PeerID]*node
+	loss     float64
+	cut      func(a, b id.PeerID) bool
+	loud     bool // sending without a route is an error, not a loss
+	conns    map[net.Conn][2]id.PeerID
+	syncs    int                                                   // sync streams opened
+	meetings int                                                   // streams opened for memberlist
+	heard    func(from, to id.PeerID, kind wire.Kind, body []byte) // of each datagram; may be nil
 }
 
 func newNetwork(t *testing.T) *network {
@@ -111,12 +116,16 @@ func (p port) Send(to id.PeerID, kind wire.Kind, body []byte) error {
 	peer := p.net.route(p.self, to)
 	lost := rand.Float64() < p.net.loss
 	loud := p.net.loud
+	heard := p.net.heard
 	p.net.mu.Unlock()
 	if peer == nil && loud {
 		return errNoRoute
 	}
 	if peer == nil || lost {
 		return nil
+	}
+	if heard != nil {
+		heard(p.self, to, kind, body)
 	}
 	b := append([]byte(nil), body...)
 	switch kind {
@@ -144,6 +153,8 @@ func (p port) Dial(_ context.Context, to id.PeerID, kind wire.StreamKind) (net.C
 	if kind == wire.StreamSync {
 		handle = peer.g.HandleSync
 		p.net.syncs++
+	} else {
+		p.net.meetings++
 	}
 	p.net.wg.Go(func() {
 		handle(p.self, theirs)
@@ -186,6 +197,16 @@ func (r *table) Merge(_ id.PeerID, delta []byte) error {
 		return ErrGap
 	}
 	return err
+}
+
+// announcing is a table that is announced.
+type announcing struct{ *table }
+
+// Announcement implements Announcer.
+func (r announcing) Announcement(size int) [][]byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.t.AnnounceIn(size, 4)
 }
 
 func (r *table) get(owner id.PeerID, key string) string {

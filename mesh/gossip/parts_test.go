@@ -128,6 +128,9 @@ func TestPullsAreMerged(t *testing.T) {
 		return p.requestLocked(id.PeerID{1})
 	}
 	first, second := request(), request()
+	if p.awaited() {
+		t.Error("nobody waits")
+	}
 	if first == second || request() != second {
 		t.Fatal("want one pull that runs and one that waits, for all who ask later")
 	}
@@ -142,6 +145,58 @@ func TestPullsAreMerged(t *testing.T) {
 	<-second.done
 	<-third.done
 	eventually(t, "nothing is left", func() bool { return !p.busy(id.PeerID{1}) })
+}
+
+func TestDoubts(t *testing.T) {
+	start, peer := time.Now(), func(i byte) id.PeerID { return id.PeerID{i} }
+	at := func(ms int) time.Time { return start.Add(time.Duration(ms) * time.Millisecond) }
+	d := newDoubts(100 * time.Millisecond)
+	take := func(ms, n int) (from []byte) {
+		for _, x := range d.take(at(ms), n) {
+			from = append(from, x.from[0])
+		}
+		return from
+	}
+	expect := func(what string, got []byte, want ...byte) {
+		t.Helper()
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s: pull from %v, want %v", what, got, want)
+		}
+	}
+	d.ours(sum{1})
+	d.ours(sum{2})
+	d.shown(peer(1), sum{1}, at(0))
+	d.shown(peer(2), sum{2}, at(0))
+	expect("sums that were ours", take(1000, 8))
+	d.shown(peer(1), sum{3}, at(0))
+	expect("before its time", take(99, 8))
+	d.shown(peer(1), sum{4}, at(50))
+	expect("in time, though the sum has changed", take(100, 8), 1)
+	expect("the same again", take(1000, 8))
+	d.shown(peer(1), sum{5}, at(0))
+	d.ours(sum{5})
+	expect("what became ours", take(1000, 8))
+	d.shown(peer(1), sum{6}, at(0))
+	d.shown(peer(1), sum{5}, at(1))
+	expect("who came to where we were", take(1000, 8))
+	for i := range byte(6) {
+		d.shown(peer(i+1), sum{7, i / 2}, at(int(i)))
+	}
+	expect("one of each sum, the latest, of those due", take(104, 8), 5, 4, 2)
+	if due, ok := d.next(); !ok || !due.Equal(at(105)) {
+		t.Errorf("next is due %v after the start", due.Sub(start))
+	}
+	expect("what was not due", take(105, 8), 6)
+	for i := range byte(4) {
+		d.shown(peer(i+1), sum{8, i}, at(int(i)))
+	}
+	expect("no more than wanted", take(1000, 2), 4, 3)
+	expect("the rest is dropped", take(1000, 2))
+	for i := range pastSums {
+		d.ours(sum{9, byte(i), byte(i >> 8)})
+	}
+	d.shown(peer(1), sum{5}, at(0))
+	expect("what is forgotten", take(1000, 8), 1)
 }
 
 func TestPullIsTriedAgain(t *testing.T) {

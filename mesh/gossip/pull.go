@@ -63,19 +63,19 @@ func (p *pulls) request(from id.PeerID) {
 }
 
 // requestOnce is request, unless the last pull was for the same sums and not
-// long ago.
-func (p *pulls) requestOnce(from id.PeerID, theirs, ours sum, now time.Time) {
+// long ago: then it returns nil.
+func (p *pulls) requestOnce(from id.PeerID, theirs, ours sum, now time.Time) *round {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	last := p.asked[from]
 	if last.theirs == theirs && last.ours == ours && now.Sub(last.at) < p.stale {
-		return
+		return nil
 	}
 	if len(p.asked) >= maxMembers {
 		clear(p.asked)
 	}
 	p.asked[from] = asked{theirs, ours, now}
-	p.requestLocked(from)
+	return p.requestLocked(from)
 }
 
 // await is request, and waits for the end of the pull.
@@ -90,6 +90,18 @@ func (p *pulls) await(ctx context.Context, from id.PeerID) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// awaited tells whether somebody waits for a pull that is not over.
+func (p *pulls) awaited() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, st := range p.running {
+		if st.now.awaited || st.next != nil && st.next.awaited {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *pulls) requestLocked(from id.PeerID) *round {

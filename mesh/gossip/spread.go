@@ -3,7 +3,9 @@ package gossip
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/memberlist"
@@ -19,13 +21,19 @@ func (g *Gossip) Broadcast(replica string, delta []byte) {
 	if len(delta) == 0 {
 		return
 	}
+	defer signal(g.changed)
 	m := message{kind: typeDelta, origin: g.cfg.Self, replica: replica, delta: delta}
 	if b := m.encode(); len(b) <= maxMessage {
 		g.tellAll(b)
 		return
 	}
+	signal(g.announce)
+}
+
+// signal leaves word in a channel of one.
+func signal(c chan<- struct{}) {
 	select {
-	case g.announce <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -74,9 +82,16 @@ func (g *Gossip) isNew(b []byte) bool {
 	return g.seen.add(b)
 }
 
-// mySum encodes the message that shows our sum.
-func (g *Gossip) mySum() []byte {
-	return message{kind: typeSum, origin: g.cfg.Self, sum: sumOf(g.cfg.Replicas)}.encode()
+// ourSum is the sum as it is now, which it notes.
+func (g *Gossip) ourSum() sum {
+	s := sumOf(g.cfg.Replicas)
+	g.doubts.ours(s)
+	return s
+}
+
+// mySum encodes the message that shows our sum, or that has all pull.
+func (g *Gossip) mySum(kind byte) []byte {
+	return message{kind: kind, origin: g.cfg.Self, sum: g.ourSum()}.encode()
 }
 
 // tend shows our sum to those who should see it.
@@ -93,16 +108,38 @@ func (g *Gossip) tend(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-g.announce:
-			g.tellAll(g.mySum())
-		case <-greet.C:
-			to = g.members.takeFresh(greetings)
+			g.tellAll(g.mySum(typeNews))
+		case now := <-greet.C:
+			if g.pulls.awaited() {
+				continue // what we have does not say much yet
+			}
+			if to = g.members.takeFresh(greetings); now.Sub(g.began) < g.cfg.Timing.Newcomer {
+				g.introduce(to)
+			}
 		case <-compare.C:
 			to = g.members.some(Alive, 1)
 		case <-retry.C:
 			to = g.members.some(Dead, greetings)
 		}
 		if len(to) > 0 {
-			g.send(to, g.mySum())
+			g.send(to, g.mySum(typeSum))
+		}
+	}
+}
+
+// introduce tells members what is our own.
+func (g *Gossip) introduce(to []id.PeerID) {
+	if len(to) == 0 {
+		return
+	}
+	for _, name := range slices.Sorted(maps.Keys(g.cfg.Replicas)) {
+		a, ok := g.cfg.Replicas[name].(Announcer)
+		if !ok {
+			continue
+		}
+		m := message{kind: typeDelta, origin: g.cfg.Self, replica: name}
+		for _, m.delta = range a.Announcement(maxMessage - len(m.encode())) {
+			g.send(to, m.encode())
 		}
 	}
 }
@@ -179,23 +216,33 @@ func (g *Gossip) receive(in incoming) {
 	}
 }
 
+// noteAfter is how soon after a change our sum is noted: many changes at once
+// would else cost one each.
+const noteAfter = 10 * time.Millisecond
+
 // intake takes in the messages, one after the other.
 func (g *Gossip) intake(ctx context.Context) {
+	var note <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case in := <-g.inbox:
 			g.take(in)
+		case <-g.changed:
+			if note == nil {
+				note = time.After(noteAfter)
+			}
+		case <-note:
+			note = nil
+			g.ourSum()
 		}
 	}
 }
 
 func (g *Gossip) take(in incoming) {
-	if in.kind == typeSum {
-		if ours := sumOf(g.cfg.Replicas); ours != in.sum && g.members.isAlive(in.from) {
-			g.pulls.requestOnce(in.from, in.sum, ours, time.Now())
-		}
+	if in.kind != typeDelta {
+		g.compare(in)
 		return
 	}
 	r := g.cfg.Replicas[in.replica]
@@ -210,6 +257,22 @@ func (g *Gossip) take(in incoming) {
 	case err != nil:
 		g.cfg.Log.WithFields(logrus.Fields{"peer": in.from.Short(), "replica": in.replica}).
 			WithError(err).Log(warnLevel(g.warnings), "delta was not merged")
+	default:
+		signal(g.changed)
+	}
+}
+
+// compare takes in another's sum.
+func (g *Gossip) compare(in incoming) {
+	if !g.members.isAlive(in.from) {
+		return
+	}
+	ours, now := g.ourSum(), time.Now()
+	switch {
+	case in.kind == typeSum:
+		g.doubts.shown(in.from, in.sum, now)
+	case in.sum != ours:
+		g.pulls.requestOnce(in.from, in.sum, ours, now)
 	}
 }
 
@@ -252,7 +315,7 @@ func (d *delegate) GetBroadcasts(overhead, limit int) [][]byte {
 }
 
 // LocalState implements memberlist.Delegate.
-func (d *delegate) LocalState(bool) []byte { return (*Gossip)(d).mySum() }
+func (d *delegate) LocalState(bool) []byte { return (*Gossip)(d).mySum(typeSum) }
 
 // MergeRemoteState implements memberlist.Delegate.
 func (d *delegate) MergeRemoteState(b []byte, _ bool) {

@@ -31,6 +31,9 @@ const (
 // far more memory than its own length.
 const maxChanges = pageSize/recordOverhead + MaxRecords
 
+// deltaHeader is what a delta takes besides its blocks, at most.
+const deltaHeader = 1 + binary.MaxVarintLen64
+
 // block is one owner's part of a delta: its latest changes with versions in
 // (base, version], in the order of versions.
 type block struct {
@@ -58,13 +61,13 @@ type change struct {
 // stored returns the record to keep for a decoded change.
 func (c change) stored(now time.Time) record {
 	if c.deleted() {
-		return record{version: c.version, died: now}
+		return record{version: c.version, died: now.UnixNano()}
 	}
 	return record{version: c.version, value: copyValue(c.value)}
 }
 
 func encodeDelta(blocks []block) []byte {
-	size := 1 + binary.MaxVarintLen64
+	size := deltaHeader
 	for i := range blocks {
 		size += blocks[i].size()
 	}
@@ -166,6 +169,7 @@ type reader struct {
 	rest    []byte
 	bad     bool
 	changes int // read so far
+	kind    string
 }
 
 // done tells whether all went well and nothing is left.
@@ -257,7 +261,10 @@ func (r *reader) change(last uint64) change {
 	what := r.byte()
 	var c change
 	c.version = last + r.uint() // an overflow shows as a version not above last
-	c.kind = string(r.bytes(MaxKind))
+	if kind := r.bytes(MaxKind); string(kind) != r.kind {
+		r.kind = string(kind)
+	}
+	c.kind = r.kind // records of one kind mostly stand together: they share it
 	c.key = string(r.bytes(MaxKey))
 	switch what {
 	case whatSet:

@@ -27,7 +27,9 @@ func TestGolden(t *testing.T) {
 	a.Delete("k", "x", noon)
 	set(t, a, "y", "")
 	b := New(id.PeerID{0xb0}, 1)
+	set(t, b, "z", "")
 	pull(t, a, b)
+	pull(t, a, New(id.PeerID{0xc0}, 1)) // has published nothing
 
 	const owner = "a1000000000000000000000000000001"
 	for name, tc := range map[string]struct {
@@ -40,7 +42,7 @@ func TestGolden(t *testing.T) {
 			01 02 01 6b 01 78
 			00 01 01 6b 01 79 00`},
 		"digest": {a.Digest(), `01 02 ` + owner + ` ac02 03
-			b0000000000000000000000000000000 01 00`},
+			b0000000000000000000000000000000 01 01`},
 	} {
 		if want := unhex(t, tc.want); !bytes.Equal(tc.got, want) {
 			t.Errorf("%s:\n got %x\nwant %x", name, tc.got, want)

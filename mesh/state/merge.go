@@ -53,7 +53,11 @@ func (t *Table) apply(b *block, now time.Time, res *Result) error {
 	if b.base == 0 {
 		return t.replace(b, now, res)
 	}
-	return o.extend(b, known, now, res)
+	if err := o.extend(b, known, now, res); err != nil {
+		return err
+	}
+	t.digest = nil
+	return nil
 }
 
 // outbid answers a claim that we are further than we are: records of a run of
@@ -67,6 +71,7 @@ func (t *Table) outbid(b *block) bool {
 		return false
 	}
 	own.incarnation = b.incarnation + 1
+	t.digest = nil
 	return true
 }
 
@@ -87,6 +92,7 @@ func (t *Table) replace(b *block, now time.Time, res *Result) error {
 		before = old.records
 	}
 	t.owners[b.owner] = o
+	t.digest = nil
 	note(res, b.owner, before, o.records)
 	return nil
 }

@@ -161,6 +161,9 @@ func (m *machine) check(t *rapid.T) {
 				t.Fatalf("table %d counts %d bytes for %x, has %d", i, o.size, p[0], size)
 			}
 		}
+		if now := (&Table{self: table.self, owners: table.owners}).Digest(); !bytes.Equal(table.Digest(), now) {
+			t.Fatalf("table %d gives a digest of the past", i)
+		}
 	}
 }
 

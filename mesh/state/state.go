@@ -39,7 +39,8 @@
 // The changes of a block stand in the order of their versions; a step is the
 // distance from the version before, at first from the base. The entries of a
 // digest stand in the order of their owners, so equal tables have equal
-// digests. The floor counts only if the base is 0, and is 0 otherwise.
+// digests; an owner that never published anything has none, so a peer that only
+// just came is no difference. The floor counts only if the base is 0, and is 0 otherwise.
 package state
 
 import (
@@ -122,6 +123,12 @@ type Result struct {
 type Table struct {
 	self   id.PeerID
 	owners map[id.PeerID]*owner // always has self
+
+	// Made by order and Digest when they are asked for: comparing tables is
+	// what is done most often, and mostly nothing has changed. nil after a
+	// change of what they say.
+	sorted []id.PeerID
+	digest []byte
 }
 
 // owner is what is known of one peer's records.
@@ -143,7 +150,7 @@ func (n name) size(value []byte) int {
 type record struct {
 	version uint64
 	value   []byte // never nil but for a tombstone
-	died    time.Time
+	died    int64  // of a tombstone: when, in nanoseconds of Unix time
 }
 
 func (r record) deleted() bool { return r.value == nil }
@@ -189,7 +196,7 @@ func (t *Table) Delete(kind, key string, now time.Time) []byte {
 	if old, known := t.owners[t.self].records[n]; !known || old.deleted() {
 		return nil
 	}
-	return t.write(n, record{died: now})
+	return t.write(n, record{died: now.UnixNano()})
 }
 
 // write makes the next change of our own and encodes it.
@@ -206,6 +213,7 @@ func (t *Table) write(n name, r record) []byte {
 	}
 	own.put(n, r)
 	own.version = r.version
+	t.digest = nil
 	return encodeDelta([]block{b})
 }
 
@@ -221,6 +229,38 @@ func (o *owner) put(n name, r record) {
 // Announce returns a delta with all records of our own.
 func (t *Table) Announce() []byte {
 	return encodeDelta([]block{t.since(t.self, 0)})
+}
+
+// AnnounceIn returns what Announce does, as up to count deltas of at most size
+// bytes, which join on to each other in their order. It returns nil if there is
+// nothing to announce, if that takes more, or once a tombstone was pruned: it
+// is for those who just came.
+func (t *Table) AnnounceIn(size, count int) [][]byte {
+	rest := t.since(t.self, 0)
+	if rest.version == 0 || rest.floor > 0 {
+		return nil
+	}
+	var out [][]byte
+	for {
+		piece, n := rest, 0
+		piece.changes = nil
+		for length := deltaHeader + piece.size(); n < len(rest.changes); n++ {
+			c := rest.changes[n]
+			if length += c.name.size(c.value); length > size {
+				break
+			}
+		}
+		if len(out) == count || n == 0 {
+			return nil
+		}
+		piece.changes, rest.changes = rest.changes[:n], rest.changes[n:]
+		if len(rest.changes) == 0 {
+			return append(out, encodeDelta([]block{piece}))
+		}
+		piece.version = piece.changes[n-1].version
+		rest.base = piece.version
+		out = append(out, encodeDelta([]block{piece}))
+	}
 }
 
 // since collects the changes of an owner above a version. The whole set is
@@ -244,29 +284,37 @@ func (t *Table) since(p id.PeerID, base uint64) block {
 }
 
 // Digest says how much this table knows of each owner. Equal tables have equal
-// digests.
+// digests. It must not be changed, and stays as it is when the table changes.
 func (t *Table) Digest() []byte {
+	if t.digest != nil {
+		return t.digest
+	}
 	d := make([]knowledge, 0, len(t.owners))
 	for _, p := range t.order() {
-		o := t.owners[p]
-		d = append(d, knowledge{p, o.incarnation, o.version})
+		if o := t.owners[p]; o.version > 0 {
+			d = append(d, knowledge{p, o.incarnation, o.version})
+		}
 	}
-	return encodeDigest(d)
+	t.digest = encodeDigest(d)
+	return t.digest
 }
 
-// order lists the owners in the order of their IDs.
+// order lists the owners in the order of their IDs. Owners only ever come.
 func (t *Table) order() []id.PeerID {
-	out := make([]id.PeerID, 0, len(t.owners))
-	for p := range t.owners {
-		out = append(out, p)
+	if len(t.sorted) == len(t.owners) {
+		return t.sorted
 	}
-	slices.SortFunc(out, id.PeerID.Compare)
-	return out
+	t.sorted = make([]id.PeerID, 0, len(t.owners))
+	for p := range t.owners {
+		t.sorted = append(t.sorted, p)
+	}
+	slices.SortFunc(t.sorted, id.PeerID.Compare)
+	return t.sorted
 }
 
 // Missing returns a delta of what the sender of a digest lacks, or nil if it
 // lacks nothing. A very large answer is cut: who merges it and asks again with
-// its new digest gets the next part, until the answer is nil.
+// its new digest gets the next part, until the answer is nil or changes nothing.
 func (t *Table) Missing(digest []byte) ([]byte, error) {
 	theirs, err := decodeDigest(digest)
 	if err != nil {
@@ -278,6 +326,8 @@ func (t *Table) Missing(digest []byte) ([]byte, error) {
 		ours, their := t.owners[p], theirs[p]
 		var base uint64
 		switch {
+		case their.owner.IsZero() && ours.version == 0:
+			continue
 		case their.owner.IsZero() || their.incarnation < ours.incarnation:
 		case their.incarnation == ours.incarnation && their.version < ours.version:
 			base = their.version
@@ -300,7 +350,7 @@ func (t *Table) Missing(digest []byte) ([]byte, error) {
 func (t *Table) Prune(now time.Time, age time.Duration) {
 	for _, o := range t.owners {
 		for n, r := range o.records {
-			if r.deleted() && now.Sub(r.died) >= age {
+			if r.deleted() && now.UnixNano()-r.died >= int64(age) {
 				o.floor = max(o.floor, r.version)
 				o.size -= n.size(nil)
 				delete(o.records, n)

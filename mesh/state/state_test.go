@@ -1,6 +1,7 @@
 package state
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -45,12 +46,13 @@ func merge(t testing.TB, table *Table, delta []byte) Result {
 	return res
 }
 
-// pull brings what a table lacks from another, until it lacks nothing.
+// pull brings what a table lacks from another, as long as that changes anything.
 func pull(t testing.TB, to, from *Table) Result {
 	t.Helper()
 	var all Result
 	for {
-		delta, err := from.Missing(to.Digest())
+		digest := to.Digest()
+		delta, err := from.Missing(digest)
 		if err != nil {
 			t.Fatalf("Missing: %v", err)
 		}
@@ -63,6 +65,9 @@ func pull(t testing.TB, to, from *Table) Result {
 		}
 		all.Changes = append(all.Changes, res.Changes...)
 		all.Raised = all.Raised || res.Raised
+		if bytes.Equal(digest, to.Digest()) {
+			return all
+		}
 	}
 }
 
@@ -185,6 +190,81 @@ func TestNewIncarnationReplacesAll(t *testing.T) {
 	want(t, "late delta", showChanges(merge(t, b, first).Changes), "")
 	want(t, "late delta of the old run", showChanges(merge(t, b, a.Announce()).Changes), "")
 	want(t, "records", show(b), "a1/new=2 a1/same=s")
+}
+
+// A peer without records is no difference, unless it had some in its run before.
+func TestNewcomerIsNoDifference(t *testing.T) {
+	a, b := New(alice, 1), New(bob, 1)
+	set(t, a, "x", "1")
+	pull(t, b, a)
+	want(t, "digests", string(b.Digest()), string(a.Digest()))
+	if delta, err := b.Missing(a.Digest()); delta != nil || err != nil {
+		t.Errorf("a newcomer's table has something for others: %x, %v", delta, err)
+	}
+	set(t, b, "y", "2")
+	pull(t, a, b)
+	b = New(bob, 2)
+	pull(t, b, a)
+	if bytes.Equal(a.Digest(), b.Digest()) {
+		t.Error("a run without records has the digest of one with some")
+	}
+	pull(t, a, b)
+	want(t, "records", show(a), "a1/x=1")
+	want(t, "digests", string(b.Digest()), string(a.Digest()))
+}
+
+func TestAnnounceIn(t *testing.T) {
+	a := New(alice, 1)
+	if got := a.AnnounceIn(1000, 16); got != nil {
+		t.Errorf("%d deltas of nothing", len(got))
+	}
+	for i := range 20 {
+		set(t, a, fmt.Sprint(i), strings.Repeat("v", 100+i))
+	}
+	a.Delete("k", "3", noon)
+	pieces := a.AnnounceIn(1000, 16)
+	if len(pieces) < 3 {
+		t.Fatalf("%d deltas, want some", len(pieces))
+	}
+	b, c := New(bob, 1), New(carol, 1)
+	for i, piece := range pieces {
+		if len(piece) > 1000 {
+			t.Errorf("delta of %d bytes", len(piece))
+		}
+		if merge(t, b, piece).Gap {
+			t.Errorf("delta %d does not join on", i)
+		}
+	}
+	want(t, "digests", string(b.Digest()), string(a.Digest()))
+	want(t, "records", show(b), show(a))
+	if !merge(t, c, pieces[1]).Gap {
+		t.Error("the second joins on to nothing")
+	}
+
+	if got := a.AnnounceIn(1000, len(pieces)); len(got) != len(pieces) {
+		t.Errorf("%d deltas, want the same %d", len(got), len(pieces))
+	}
+	if got := a.AnnounceIn(1000, len(pieces)-1); got != nil {
+		t.Errorf("%d deltas, want none: it takes more", len(got))
+	}
+	if got := a.AnnounceIn(100, 1000); got != nil {
+		t.Errorf("%d deltas, want none: a record is larger", len(got))
+	}
+	a.Prune(noon.Add(time.Hour), 0)
+	if got := a.AnnounceIn(1000, 16); got != nil {
+		t.Errorf("%d deltas, want none: a tombstone is gone", len(got))
+	}
+}
+
+func TestDigestOutlivesChanges(t *testing.T) {
+	a := New(alice, 1)
+	set(t, a, "x", "1")
+	digest := a.Digest()
+	before := bytes.Clone(digest)
+	set(t, a, "y", "2")
+	if bytes.Equal(a.Digest(), before) || !bytes.Equal(digest, before) {
+		t.Errorf("digest %x became %x, of the changed table it is %x", before, digest, a.Digest())
+	}
 }
 
 func TestPrunedTombstonesStillDelete(t *testing.T) {

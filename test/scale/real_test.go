@@ -1,0 +1,61 @@
+package scale
+
+import (
+	"testing"
+	"time"
+
+	"weave/mesh/transport"
+	"weave/mesh/wire"
+)
+
+// The sizes that sessions are reckoned with are those of real ones.
+func TestPingsAreAsReckoned(t *testing.T) {
+	a, err := newEnd(10*time.Millisecond, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := newEnd(10*time.Millisecond, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.run(a.transport.Run)
+	defer a.end()
+	b.run(b.transport.Run)
+	defer b.end()
+	a.transport.AddCandidates(b.id, b.addr())
+	var s transport.PeerStatus
+	err = until(func() bool {
+		if peers := a.transport.Peers(); len(peers) == 1 {
+			s = peers[0]
+		}
+		return s.TxDatagrams >= 100
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Few keepalives, which are empty, may be among them.
+	want, keepalives := s.TxDatagrams*(Ping-ipUDP), uint64(5*8)
+	if s.TxBytes > want || s.TxBytes < want-keepalives {
+		t.Errorf("%d datagrams of an idle session have %d bytes, reckoned with %d", s.TxDatagrams, s.TxBytes, want)
+	}
+	if got := datagram(0); got != ipUDP+wire.Overhead-wire.FrameHeaderLen {
+		t.Errorf("an empty item takes %d bytes", got)
+	}
+}
+
+// A real Node understands the records that are simulated.
+func TestNodeReadsTheRecords(t *testing.T) {
+	const peers, endpoints = 5, 20
+	got, _, _, err := FetchedByNode(peers, endpoints)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got) != peers*endpoints {
+		t.Fatalf("a Node knows %d endpoints, want %d", len(got), peers*endpoints)
+	}
+	for _, e := range got {
+		if e.Segment != segment || len(e.Addrs) != 1 || e.Container == "" || len(e.ID) != 64 {
+			t.Fatalf("it knows %+v", e)
+		}
+	}
+}
