@@ -56,7 +56,7 @@ type Kernel interface {
 	DeleteLink(name string) error
 	HasLink(name string) (bool, error)
 	Routes() ([]host.Route, error)
-	EnsureFirewall(bridges []string) ([]host.Blocked, error)
+	EnsureFirewall() ([]host.Blocked, error)
 	RemoveFirewall() error
 }
 
@@ -132,7 +132,7 @@ type Driver struct {
 	networkName func(id string) string
 	log         *logrus.Entry
 
-	firewall sync.Mutex // held from reading the bridges to having them applied
+	firewall sync.Mutex // held from looking for networks to having that applied
 	fenced   bool       // a firewall is there for networks of ours; guarded by firewall
 
 	mu        sync.Mutex
@@ -264,15 +264,11 @@ func (d *Driver) EnsureFirewall() ([]host.Blocked, error) {
 	d.firewall.Lock()
 	defer d.firewall.Unlock()
 	d.mu.Lock()
-	bridges := make([]string, 0, len(d.networks))
-	for _, n := range d.networks {
-		bridges = append(bridges, n.rec.Bridge)
-	}
+	wanted := len(d.networks) > 0
 	d.mu.Unlock()
-	if len(bridges) > 0 {
+	if wanted {
 		d.fenced = true
-		slices.Sort(bridges)
-		return d.kernel.EnsureFirewall(bridges)
+		return d.kernel.EnsureFirewall()
 	}
 	if d.fenced {
 		if err := d.kernel.RemoveFirewall(); err != nil {

@@ -208,8 +208,8 @@ func TestCreateNetworkRollsBack(t *testing.T) {
 // not touched by a driver that has had none.
 func TestFirewallGoesWithTheLastNetwork(t *testing.T) {
 	r := newRig(t)
-	r.kernel.firewall = []string{"of another run"}
-	if _, err := r.EnsureFirewall(); err != nil || len(r.kernel.firewall) != 1 {
+	r.kernel.firewall = true // of another run
+	if _, err := r.EnsureFirewall(); err != nil || !r.kernel.firewall {
 		t.Fatalf("firewall %v, error %v", r.kernel.firewall, err)
 	}
 	deleteNetwork := func(id string) {
@@ -221,16 +221,16 @@ func TestFirewallGoesWithTheLastNetwork(t *testing.T) {
 	r.mustCreateNetwork(t, "n1", "10.32.0.0/16")
 	r.mustCreateNetwork(t, "n2", "10.33.0.0/16")
 	deleteNetwork("n1")
-	if len(r.kernel.firewall) != 1 {
-		t.Errorf("with one network: firewall %v", r.kernel.firewall)
+	if !r.kernel.firewall {
+		t.Error("with one network: no firewall")
 	}
 	r.set("RemoveFirewall")
 	deleteNetwork("n2")
-	if r.kernel.firewall == nil {
+	if !r.kernel.firewall {
 		t.Fatal("the fault did not strike")
 	}
 	r.set()
-	if _, err := r.EnsureFirewall(); err != nil || r.kernel.firewall != nil {
+	if _, err := r.EnsureFirewall(); err != nil || r.kernel.firewall {
 		t.Errorf("without a network: firewall %v, error %v", r.kernel.firewall, err)
 	}
 }

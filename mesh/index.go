@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"weave/mesh/id"
+	"weave/mesh/vni"
 )
 
 // index holds the records of all peers decoded, and answers questions about
@@ -17,6 +18,7 @@ type index struct {
 	endpoints map[endpointKey]*OwnedEndpoint
 	free      map[string]map[id.PeerID]uint64  // by pool
 	gone      map[id.PeerID]map[id.PeerID]bool // peers whose records do not count, and who says so; none is empty
+	vnis      *vni.Claims                      // of the segments
 }
 
 type endpointKey struct {
@@ -26,7 +28,7 @@ type endpointKey struct {
 
 // place is what is known of one segment.
 type place struct {
-	mtus      map[id.PeerID]int // its members, each with the MTU it uses
+	members   map[id.PeerID]segmentRecord // who has it, and what each uses
 	endpoints map[endpointKey]*OwnedEndpoint
 	holders   map[netip.Addr][]*OwnedEndpoint
 }
@@ -37,6 +39,7 @@ func newIndex() *index {
 		endpoints: map[endpointKey]*OwnedEndpoint{},
 		free:      map[string]map[id.PeerID]uint64{},
 		gone:      map[id.PeerID]map[id.PeerID]bool{},
+		vnis:      vni.New(),
 	}
 }
 
@@ -45,7 +48,7 @@ func (x *index) at(key string) *place {
 	p := x.segments[key]
 	if p == nil {
 		p = &place{
-			mtus:      map[id.PeerID]int{},
+			members:   map[id.PeerID]segmentRecord{},
 			endpoints: map[endpointKey]*OwnedEndpoint{},
 			holders:   map[netip.Addr][]*OwnedEndpoint{},
 		}
@@ -56,21 +59,23 @@ func (x *index) at(key string) *place {
 
 // tidy drops the place of a segment that nothing is known of any more.
 func (x *index) tidy(key string) {
-	if p := x.segments[key]; p != nil && len(p.mtus)+len(p.endpoints) == 0 {
+	if p := x.segments[key]; p != nil && len(p.members)+len(p.endpoints) == 0 {
 		delete(x.segments, key)
 	}
 }
 
 // setSegment takes in that a peer has a segment; a nil value that it has not.
 func (x *index) setSegment(owner id.PeerID, key string, value []byte) error {
-	delete(x.at(key).mtus, owner)
+	delete(x.at(key).members, owner)
+	x.vnis.Set(owner, key, 0)
 	defer x.tidy(key)
 	if value == nil {
 		return nil
 	}
 	rec, err := decodeSegment(value)
 	if err == nil {
-		x.at(key).mtus[owner] = rec.MTU
+		x.at(key).members[owner] = rec
+		x.vnis.Set(owner, key, rec.VNI)
 	}
 	return err
 }
@@ -145,7 +150,7 @@ func (x *index) members(key string, but id.PeerID) []id.PeerID {
 		return nil
 	}
 	var out []id.PeerID
-	for member := range p.mtus {
+	for member := range p.members {
 		if member != but {
 			out = append(out, member)
 		}
@@ -154,13 +159,23 @@ func (x *index) members(key string, but id.PeerID) []id.PeerID {
 	return out
 }
 
+// use returns what a peer says of a segment; false if it does not have it.
+func (x *index) use(key string, owner id.PeerID) (segmentRecord, bool) {
+	p := x.segments[key]
+	if p == nil {
+		return segmentRecord{}, false
+	}
+	rec, ok := p.members[owner]
+	return rec, ok
+}
+
 // mtu returns the least MTU that the peers but one use on a segment, or 0.
 func (x *index) mtu(key string, but id.PeerID) int {
 	least := 0
 	if p := x.segments[key]; p != nil {
-		for member, mtu := range p.mtus {
-			if member != but && (least == 0 || mtu < least) {
-				least = mtu
+		for member, rec := range p.members {
+			if member != but && (least == 0 || rec.MTU < least) {
+				least = rec.MTU
 			}
 		}
 	}

@@ -9,6 +9,7 @@
 //	gossip      membership, and the spreading of replicas
 //	state       the records that peers publish: endpoints, segments, free space
 //	tunnel      TAP <-> sealed datagrams, one goroutine a segment
+//	vxlan       the fast path: the kernel carries frames, if there is no password
 //
 // The package knows nothing of Docker, of bridges, or of who gets which
 // address: it names its TAP, and others plug that into a bridge.
@@ -31,6 +32,7 @@ import (
 	"weave/mesh/state"
 	"weave/mesh/transport"
 	"weave/mesh/tunnel"
+	"weave/mesh/vxlan"
 	"weave/mesh/wire"
 )
 
@@ -52,6 +54,9 @@ type Config struct {
 	Listen    netip.AddrPort // UDP and TCP
 	Advertise netip.Addr     // our address on the underlay, told to others
 	Peers     []string       // host:port to connect to
+	// VXLANPort is the UDP port of the fast path, the same on all hosts; 0 for
+	// none. It counts only if there is no password.
+	VXLANPort uint16
 	Store     Store
 	Log       *logrus.Entry
 
@@ -71,7 +76,8 @@ type tuning struct {
 
 // Node is one peer of the mesh. Its methods are safe for concurrent use.
 //
-// Locks, in the order in which they are taken: publish, mu, the tunnel's own.
+// Locks, in the order in which they are taken: publish, mu, those of the tunnel
+// and the fast path.
 // Those of seeds and known are held over the disk, and nothing is taken under
 // them.
 type Node struct {
@@ -81,9 +87,11 @@ type Node struct {
 	transport *transport.Transport
 	gossip    *gossip.Gossip
 	tunnel    *tunnel.Tunnel
+	fast      *vxlan.Switch
 	seeds     *seeds
 	known     *known
 	raised    chan struct{} // buffered: announceAgain is due
+	rechecked chan struct{} // buffered: checkSegments is due
 
 	life context.Context // that of Run, set before anything runs; for what peers ask
 
@@ -111,9 +119,10 @@ func New(cfg Config) (*Node, error) {
 	}
 	n := &Node{
 		cfg: cfg, log: cfg.Log,
-		index:    newIndex(),
-		segments: map[string]*segment{},
-		raised:   make(chan struct{}, 1),
+		index:     newIndex(),
+		segments:  map[string]*segment{},
+		raised:    make(chan struct{}, 1),
+		rechecked: make(chan struct{}, 1),
 	}
 	incarnation, err := nextIncarnation(cfg.Store, time.Now())
 	if err != nil {
@@ -130,6 +139,7 @@ func New(cfg Config) (*Node, error) {
 	if n.transport, err = transport.New(n.transportConfig(incarnation)); err != nil {
 		return nil, fmt.Errorf("bind %s: %w", cfg.Listen, err)
 	}
+	n.fast = n.newFast()
 	if n.gossip, err = gossip.New(n.gossipConfig()); err != nil {
 		_ = n.transport.Close()
 		return nil, fmt.Errorf("start gossip: %w", err)
@@ -174,8 +184,8 @@ func (n *Node) candidates() []netip.AddrPort {
 	return []netip.AddrPort{netip.AddrPortFrom(n.cfg.Advertise, n.transport.Port())}
 }
 
-// Run runs all parts until ctx ends or one of them fails. TAPs stay, so that
-// the next run takes them over. It can be called once.
+// Run runs all parts until ctx ends or one of them fails. TAPs and VXLAN devices
+// stay, so that the next run takes them over. It can be called once.
 func (n *Node) Run(ctx context.Context) error {
 	for _, p := range n.known.list() {
 		kp, _ := n.known.get(p)
@@ -186,6 +196,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.transport.Run(ctx) })
 	g.Go(func() error { return n.gossip.Run(ctx) })
 	g.Go(func() error { return n.tunnel.Run(ctx) })
+	g.Go(func() error { return n.fast.Run(ctx) })
 	g.Go(func() error { return n.seedLoop(ctx) })
 	g.Go(func() error { return n.tend(ctx) })
 	if err := g.Wait(); err != nil {
@@ -201,6 +212,8 @@ func (n *Node) packet(from id.PeerID, kind wire.Kind, body []byte) {
 		n.gossip.HandlePacket(from, body)
 	case wire.KindRecords:
 		n.gossip.HandleRecords(from, body)
+	case wire.KindReport:
+		n.fast.Heard(from, body)
 	}
 }
 
@@ -238,6 +251,8 @@ func (n *Node) tend(ctx context.Context) error {
 			return nil
 		case <-n.raised:
 			n.announceAgain()
+		case <-n.rechecked:
+			n.checkSegments()
 		case <-greet.C:
 			n.greet()
 			if err := n.known.save(); err != nil {

@@ -329,7 +329,7 @@ func TestIndex(t *testing.T) {
 			"segment": func(t *rapid.T) {
 				owner, key, mtu := drawOwner(t), drawSegment(t), rapid.SampledFrom([]int{0, 1300, 1400}).Draw(t, "mtu")
 				delete(d, fmt.Sprint(owner, kindSegment, key))
-				value := recordValue(segmentRecord{mtu})
+				value := recordValue(segmentRecord{MTU: mtu})
 				if mtu != 0 {
 					d[fmt.Sprint(owner, kindSegment, key)] = mtu
 				} else if rapid.Bool().Draw(t, "deleted") {

@@ -13,6 +13,7 @@ import (
 	"weave/mesh/id"
 	"weave/mesh/state"
 	"weave/mesh/tunnel"
+	"weave/mesh/vni"
 )
 
 // Kinds of records that peers publish about themselves.
@@ -89,9 +90,12 @@ func decodeEndpoint(key string, value []byte) (Endpoint, error) {
 	return Endpoint{key, r.Segment, mac, r.Addrs, printable(r.Container, maxContainer)}, nil
 }
 
-// segmentRecord says that its owner has a network on the segment.
+// segmentRecord says that its owner has a network on the segment, and what it
+// uses there: who comes later follows.
 type segmentRecord struct {
-	MTU int `json:"mtu"`
+	MTU   int    `json:"mtu"`
+	VNI   uint32 `json:"vni,omitempty"`   // see package vni; 0 for none
+	VXLAN bool   `json:"vxlan,omitempty"` // its owner takes VXLAN frames with that VNI
 }
 
 func decodeSegment(value []byte) (segmentRecord, error) {
@@ -101,6 +105,9 @@ func decodeSegment(value []byte) (segmentRecord, error) {
 	}
 	if s.MTU < tunnel.MinMTU || s.MTU > tunnel.MaxMTU {
 		return segmentRecord{}, fmt.Errorf("segment record: MTU %d", s.MTU)
+	}
+	if s.VNI != 0 && !vni.Valid(s.VNI) || s.VXLAN && s.VNI == 0 {
+		return segmentRecord{}, fmt.Errorf("segment record: VNI %d", s.VNI)
 	}
 	return s, nil
 }

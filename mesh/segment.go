@@ -9,6 +9,7 @@ import (
 
 	"weave/mesh/tap"
 	"weave/mesh/tunnel"
+	"weave/mesh/vxlan"
 	"weave/mesh/wire"
 )
 
@@ -17,6 +18,7 @@ type segment struct {
 	key  string
 	id   wire.SegmentID
 	mtu  int
+	vni  uint32 // when it was joined
 	link string
 }
 
@@ -37,10 +39,11 @@ func PortName(key string) string { return fmt.Sprintf("wvt%08x", uint32(SegmentI
 func (n *Node) JoinSegment(key string, wantMTU int) (link string, mtu int, err error) {
 	n.publish.Lock()
 	defer n.publish.Unlock()
+	found := n.fast.Found(fastName(key))
 	n.mu.Lock()
 	s, joined := n.segments[key]
 	if !joined {
-		s = &segment{key: key, id: SegmentIDOf(key), link: PortName(key), mtu: wantMTU}
+		s = &segment{key: key, id: SegmentIDOf(key), link: PortName(key), mtu: wantMTU, vni: n.settleVNI(key, found)}
 		if others := n.index.mtu(key, n.cfg.Identity.ID); others != 0 {
 			s.mtu = others
 		}
@@ -49,43 +52,45 @@ func (n *Node) JoinSegment(key string, wantMTU int) (link string, mtu int, err e
 	if joined {
 		return s.link, s.mtu, nil
 	}
-	if err := n.enter(s); err != nil {
+	ready, err := n.enter(s)
+	if err != nil {
 		return "", 0, fmt.Errorf("join segment %s: %w", key, err)
 	}
-	if err := n.set(kindSegment, key, recordValue(segmentRecord{MTU: s.mtu})); err != nil {
+	if err := n.set(kindSegment, key, recordValue(segmentRecord{MTU: s.mtu, VNI: s.vni, VXLAN: ready})); err != nil {
 		return "", 0, fmt.Errorf("join segment %s: %w", key, errors.Join(err, n.leave(key)))
 	}
 	return s.link, s.mtu, nil
 }
 
-// enter opens a segment's TAP and has the tunnel serve it. The caller holds
-// publish.
-func (n *Node) enter(s *segment) error {
+// enter opens a segment's TAP and has the tunnel and the fast path serve it. It
+// tells whether the latter does already. The caller holds publish.
+func (n *Node) enter(s *segment) (ready bool, err error) {
 	if s.mtu < tunnel.MinMTU || s.mtu > tunnel.MaxMTU {
-		return fmt.Errorf("%w: %d, want %d to %d", tunnel.ErrMTU, s.mtu, tunnel.MinMTU, tunnel.MaxMTU)
+		return false, fmt.Errorf("%w: %d, want %d to %d", tunnel.ErrMTU, s.mtu, tunnel.MinMTU, tunnel.MaxMTU)
 	}
 	dev, err := tap.Open(tap.Options{Name: s.link, MTU: s.mtu})
 	if err != nil {
-		return err
+		return false, err
 	}
 	// The tunnel takes no segment only when it has ended: the link stays for
 	// the next run.
 	if err := n.tunnel.AddSegment(tunnel.Segment{ID: s.id, Key: s.key, MTU: s.mtu, Device: dev}); err != nil {
-		return errors.Join(err, dev.Close())
+		return false, errors.Join(err, dev.Close())
 	}
+	ready = n.fast.AddSegment(vxlan.Segment{Key: s.key, VNI: s.vni, MTU: s.mtu, Link: fastName(s.key), TAP: s.link})
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.segments[s.key] = s
-	n.tunnel.SetMembers(s.key, n.index.members(s.key, n.cfg.Identity.ID))
+	n.setMembers(s.key)
 	if known := n.index.segments[s.key]; known != nil {
 		for _, e := range known.endpoints {
-			n.tunnel.SetEndpoint(s.key, e.tunnel())
+			n.setEndpoint(e)
 		}
 	}
-	return nil
+	return ready, nil
 }
 
-// LeaveSegment takes this host off a segment and deletes the link, also one
+// LeaveSegment takes this host off a segment and deletes its links, also those
 // that an earlier run left. After an error it can be repeated; this host is
 // off the segment all the same.
 func (n *Node) LeaveSegment(key string) error {
@@ -111,7 +116,7 @@ func (n *Node) leave(key string) error {
 	n.mu.Unlock()
 	err := n.tunnel.RemoveSegment(key)
 	if link != "" {
-		err = errors.Join(err, tap.Remove(link))
+		err = errors.Join(err, n.fast.RemoveSegment(key, fastName(key)), tap.Remove(link))
 	}
 	return err
 }

@@ -19,6 +19,8 @@ type Peer struct {
 	Alive    bool      // in the membership, and answering
 	Since    time.Time // of Alive; zero for a peer not heard of since the start
 	Path     transport.PeerStatus
+	Fast     bool   // frames go by VXLAN, else by the tunnel
+	FastWhy  string // why not, or not all
 }
 
 // Peers lists all peers ever met, and those that have a session without being
@@ -44,6 +46,10 @@ func (n *Node) Peers() []Peer {
 			p.Alive, p.Since = m.State == gossip.Alive, m.Since
 			all[m.ID] = p
 		}
+	}
+	for _, p := range all {
+		p.Fast, p.FastWhy = n.fast.Peer(p.ID)
+		all[p.ID] = p
 	}
 	return slices.SortedFunc(maps.Values(all), func(a, b Peer) int { return a.ID.Compare(b.ID) })
 }
@@ -93,6 +99,8 @@ type SegmentStatus struct {
 	MTU     int
 	Link    string
 	Members []id.PeerID // other hosts on it
+	VNI     uint32      // of VXLAN
+	VXLAN   bool        // this host takes VXLAN frames
 	Stats   tunnel.Stats
 }
 
@@ -103,8 +111,10 @@ func (n *Node) Segments() []SegmentStatus {
 	var out []SegmentStatus
 	for _, s := range n.segments {
 		stats, _ := n.tunnel.Stats(s.key)
+		own, _ := n.index.use(s.key, n.cfg.Identity.ID)
 		out = append(out, SegmentStatus{
 			Key: s.key, ID: s.id.String(), MTU: s.mtu, Link: s.link, Members: n.index.members(s.key, n.cfg.Identity.ID), Stats: stats,
+			VNI: own.VNI, VXLAN: n.fast.Ready(s.key),
 		})
 	}
 	slices.SortFunc(out, func(a, b SegmentStatus) int { return strings.Compare(a.Key, b.Key) })

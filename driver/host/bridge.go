@@ -20,6 +20,10 @@ const (
 	devconfARPIgnore  = 19
 )
 
+// forwardLLDP has a bridge pass on the one kind of link-local frames that it
+// would hand to the host without asking the firewall.
+const forwardLLDP = 1 << 0xe
+
 // arpIgnoreAll makes the kernel answer ARP for none of its addresses.
 const arpIgnoreAll = 8
 
@@ -27,7 +31,7 @@ const arpIgnoreAll = 8
 // should have: up, with this MTU, a MAC address of its own that does not
 // follow its ports, no spanning tree, no multicast snooping (nothing queries
 // on an overlay, so snooping would cut groups off), and no part of the host's
-// own IP traffic.
+// own traffic.
 func (k *Kernel) EnsureBridge(name string, mtu int) error {
 	err := withNetlink(func(h *netlink.Handle) error {
 		br, err := findOrAddBridge(h, name)
@@ -100,6 +104,7 @@ func setBridgeOptions(br netlink.Link) error {
 	data.AddRtAttr(nl.IFLA_BR_STP_STATE, nl.Uint32Attr(0))
 	data.AddRtAttr(nl.IFLA_BR_FORWARD_DELAY, nl.Uint32Attr(0))
 	data.AddRtAttr(nl.IFLA_BR_MCAST_SNOOPING, []byte{0})
+	data.AddRtAttr(nl.IFLA_BR_GROUP_FWD_MASK, nl.Uint16Attr(forwardLLDP))
 	return setLink(br, unix.RTM_NEWLINK, info)
 }
 

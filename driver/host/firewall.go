@@ -10,47 +10,42 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
-	"golang.org/x/sys/unix"
 )
 
-// The firewall is two things. The table "inet weave" is ours alone and keeps
-// the bridges apart from each other and from the host:
+// The firewall is two things. The table "bridge weave" is ours alone and keeps
+// the bridges apart from each other and from the host: whatever a port of ours
+// sends to the host's own side of its bridge ends there, and the host sends
+// nothing out by them.
 //
-//	table inet weave {
-//	  set bridges { type ifname . ifname; elements = { "wv1" . "wv1", … } }
-//	  chain forward { type filter hook forward priority filter - 1;
-//	    iifname . oifname @bridges return     # bridged, when br_netfilter is on
-//	    iifname "wv*" drop                    # routed, out of a bridge
-//	    oifname "wv*" drop                    # routed, into a bridge
-//	  }
+//	table bridge weave {
 //	  chain input { type filter hook input priority filter - 1;
-//	    iifname "wv*" drop                    # sent to the bridge's own MAC address
+//	    iifname "wv*" drop
+//	  }
+//	  chain output { type filter hook output priority filter - 1;
+//	    oifname "wv*" drop
 //	  }
 //	}
 //
+// Frames that stay within a bridge meet neither chain, so that they are not
+// slowed down.
+//
 // And one rule at the head of Docker's chain for the user (see accept.go) lets
-// pass what Docker's policy would drop. A frame must pass both.
-const (
-	tableName = "weave"
-	setName   = "bridges"
-	// elementsPerMessage keeps a message within the 64 KiB of an attribute.
-	elementsPerMessage = 1000
-)
+// pass what Docker's policy would drop, where bridged frames go through the
+// host's firewall.
+const tableName = "weave"
 
 // ruleset is the content of our table.
 type ruleset struct {
-	table    *nftables.Table
-	chains   []*nftables.Chain
-	rules    map[string][]*nftables.Rule // by chain, in order
-	set      *nftables.Set
-	elements []nftables.SetElement
+	table  *nftables.Table
+	chains []*nftables.Chain
+	rules  map[string][]*nftables.Rule // by chain, in order
 }
 
 // EnsureFirewall keeps the bridges apart, and lets frames pass within each of
 // them. It changes nothing where all is as it should be, so it can be called
 // often; and it must be, because Docker and others rebuild their chains. It
 // returns what may still stop frames and is not ours to change.
-func (k *Kernel) EnsureFirewall(bridges []string) ([]Blocked, error) {
+func (k *Kernel) EnsureFirewall() ([]Blocked, error) {
 	k.firewall.Lock()
 	defer k.firewall.Unlock()
 	conn, err := nftables.New(nftables.AsLasting())
@@ -58,8 +53,8 @@ func (k *Kernel) EnsureFirewall(bridges []string) ([]Blocked, error) {
 		return nil, fmt.Errorf("set up firewall: open nftables: %w", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
-	if err := ensureIsolation(conn, bridges); err != nil {
-		return nil, fmt.Errorf("set up firewall: table inet %s: %w", tableName, err)
+	if err := ensureIsolation(conn); err != nil {
+		return nil, fmt.Errorf("set up firewall: table bridge %s: %w", tableName, err)
 	}
 	var blocked []Blocked
 	for _, f := range families() {
@@ -84,9 +79,10 @@ func (k *Kernel) RemoveFirewall() error {
 		return fmt.Errorf("remove firewall: open nftables: %w", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
-	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+	table := isolation().table
 	conn.AddTable(table) // so that deleting it cannot fail
 	conn.DelTable(table)
+	removeOld(conn)
 	errs := []error{conn.Flush()}
 	for _, f := range families() {
 		errs = append(errs, f.removeAccept(conn))
@@ -97,8 +93,8 @@ func (k *Kernel) RemoveFirewall() error {
 	return nil
 }
 
-func ensureIsolation(conn *nftables.Conn, bridges []string) error {
-	want := isolation(bridges)
+func ensureIsolation(conn *nftables.Conn) error {
+	want := isolation()
 	same, err := want.installed(conn)
 	if err != nil || same {
 		return err
@@ -106,57 +102,37 @@ func ensureIsolation(conn *nftables.Conn, bridges []string) error {
 	return want.install(conn)
 }
 
-func isolation(bridges []string) *ruleset {
-	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+func isolation() *ruleset {
+	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyBridge}
 	accept := nftables.ChainPolicyAccept
-	priority := nftables.ChainPriorityRef(*nftables.ChainPriorityFilter - 1)
 	base := func(name string, hook *nftables.ChainHook) *nftables.Chain {
 		return &nftables.Chain{
-			Name: name, Table: table, Type: nftables.ChainTypeFilter,
-			Hooknum: hook, Priority: priority, Policy: &accept,
+			Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook,
+			Priority: nftables.ChainPriorityRef(beforeFilter), Policy: &accept,
 		}
 	}
-	forward := base("forward", nftables.ChainHookForward)
 	input := base("input", nftables.ChainHookInput)
-	r := &ruleset{
+	output := base("output", nftables.ChainHookOutput)
+	return &ruleset{
 		table:  table,
-		chains: []*nftables.Chain{forward, input},
-		set: &nftables.Set{
-			Table: table, Name: setName, Concatenation: true,
-			KeyType: nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIFName),
+		chains: []*nftables.Chain{input, output},
+		rules: map[string][]*nftables.Rule{
+			input.Name:  {rule(input, "weave: to the host", ifName(expr.MetaKeyIIFNAME), verdict(expr.VerdictDrop))},
+			output.Name: {rule(output, "weave: from the host", ifName(expr.MetaKeyOIFNAME), verdict(expr.VerdictDrop))},
 		},
 	}
-	r.rules = map[string][]*nftables.Rule{
-		forward.Name: {
-			rule(forward, "weave: within one bridge", sameBridge(), verdict(expr.VerdictReturn)),
-			rule(forward, "weave: out of a bridge", ifName(expr.MetaKeyIIFNAME), verdict(expr.VerdictDrop)),
-			rule(forward, "weave: into a bridge", ifName(expr.MetaKeyOIFNAME), verdict(expr.VerdictDrop)),
-		},
-		input.Name: {
-			rule(input, "weave: to the host", ifName(expr.MetaKeyIIFNAME), verdict(expr.VerdictDrop)),
-		},
-	}
-	for _, b := range bridges {
-		name := make([]byte, unix.IFNAMSIZ)
-		copy(name, b)
-		r.elements = append(r.elements, nftables.SetElement{Key: slices.Concat(name, name)})
-	}
-	return r
 }
+
+// beforeFilter comes before the priority that nft calls filter in the family
+// bridge.
+const beforeFilter = nftables.ChainPriority(-201)
 
 // install replaces the table in one transaction: no frame meets half of it.
 func (r *ruleset) install(conn *nftables.Conn) error {
 	conn.AddTable(r.table) // so that deleting it cannot fail
 	conn.DelTable(r.table)
 	conn.AddTable(r.table)
-	if err := conn.AddSet(r.set, nil); err != nil {
-		return err
-	}
-	for part := range slices.Chunk(r.elements, elementsPerMessage) {
-		if err := conn.SetAddElements(r.set, part); err != nil {
-			return err
-		}
-	}
+	removeOld(conn)
 	for _, c := range r.chains {
 		conn.AddChain(c)
 		for _, rl := range r.rules[c.Name] {
@@ -164,6 +140,13 @@ func (r *ruleset) install(conn *nftables.Conn) error {
 		}
 	}
 	return conn.Flush()
+}
+
+// removeOld takes away what the first versions had in the place of our table.
+func removeOld(conn *nftables.Conn) {
+	old := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+	conn.AddTable(old) // so that deleting it cannot fail
+	conn.DelTable(old)
 }
 
 // installed tells whether the kernel holds exactly this table.
@@ -188,11 +171,7 @@ func (r *ruleset) installed(conn *nftables.Conn) (bool, error) {
 			return false, nil
 		}
 	}
-	elements, err := conn.GetSetElements(r.set)
-	if err != nil {
-		return false, fmt.Errorf("list set %s: %w", setName, err)
-	}
-	return sameKeys(elements, r.elements), nil
+	return true, nil
 }
 
 func sameChain(a, b *nftables.Chain) bool {
@@ -204,17 +183,6 @@ func sameChain(a, b *nftables.Chain) bool {
 
 func sameRule(a, b *nftables.Rule) bool {
 	return bytes.Equal(a.UserData, b.UserData) && reflect.DeepEqual(a.Exprs, b.Exprs)
-}
-
-func sameKeys(a, b []nftables.SetElement) bool {
-	keys := func(elements []nftables.SetElement) map[string]bool {
-		m := make(map[string]bool, len(elements))
-		for _, e := range elements {
-			m[string(e.Key)] = true
-		}
-		return m
-	}
-	return reflect.DeepEqual(keys(a), keys(b))
 }
 
 func rule(c *nftables.Chain, comment string, parts ...[]expr.Any) *nftables.Rule {
@@ -229,16 +197,6 @@ func ifName(key expr.MetaKey) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: key, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte(Prefix)},
-	}
-}
-
-// sameBridge matches packets that enter and leave by the same bridge. Two
-// names fill two registers, which the lookup reads as one key.
-func sameBridge() []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1},
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: 2},
-		&expr.Lookup{SourceRegister: 1, SetName: setName},
 	}
 }
 

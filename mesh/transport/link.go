@@ -83,6 +83,20 @@ func (l *Link) Send(buf []byte, size int) error {
 	return nil
 }
 
+// Path returns the address in use, false while there is no session.
+func (l *Link) Path() (netip.AddrPort, bool) {
+	path := l.path.Load()
+	if path == nil || l.current.Load() == nil {
+		return netip.AddrPort{}, false
+	}
+	return *path, true
+}
+
+// Transmit seals one item and sends it in a datagram of its own, once: without a
+// session it is not kept, and the error is ErrNoSession. body is free again when
+// it returns, and at most MaxBody long.
+func (l *Link) Transmit(kind wire.Kind, body []byte) error { return l.transmit(kind, body) }
+
 // want asks control for a session, at once.
 func (l *Link) want() {
 	if !l.wanted.Swap(true) {

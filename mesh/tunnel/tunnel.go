@@ -8,15 +8,16 @@
 //	 ===|=== outbound.go ==================   |=== inbound.go ============
 //	    |                                     |
 //	 1. | read what is queued:             9. | write: a whole run in one call,
-//	    | runs of up to 64 KiB                | when its last piece is here, or
-//	 2. | admit: may this address             | something else, or the batch ends
+//	    | runs of up to 64 KiB;               | when its last piece is here, or
+//	    | does the queue stand?               | something else, or the batch ends
+//	 2. | admit: may this address             |
 //	    | send from here?                     |
 //	 3. | question: ARP and neighbour      8. | admit: may this address send
 //	    | requests for known hosts            | from that peer?
 //	    | end here                            |
-//	 4. | forward: to the peer that        7. | join: the next piece of the run
-//	    | has it, or to all members           | that is held needs no more look
-//	 5. | emit: cut a run, lay out the        |
+//	 4. | forward: to the peer that        7. | join: the next piece of the run,
+//	    | has it, or to all members           | or datagram of the flow, that is
+//	 5. | emit: cut a run, lay out the        | held needs no more look
 //	    | pieces where they are sealed        | Receive: one frame, authenticated
 //	 ===|=== train.go =====================   |============================
 //	 6. | seal each datagram, send            |
@@ -27,6 +28,8 @@
 // Each segment has a goroutine that does steps 1 to 6 for a whole batch and
 // then reads again: nothing is handed over, nothing waits for more, nothing is
 // allocated. Steps 7 to 9 run in the goroutine that receives for the transport.
+//
+// A queue that stands loses a piece of a TCP run now and then: see backlog.
 //
 // What comes from the mesh goes to a TAP and never back to the mesh, so there
 // are no loops; and only to the TAP of the segment it names.

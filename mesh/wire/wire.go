@@ -104,6 +104,7 @@ const (
 	KindPing      Kind = 4 // opaque body, returned in a KindPong
 	KindPong      Kind = 5
 	KindRecords   Kind = 6 // delta of a replica, pushed to peers at once
+	KindReport    Kind = 7 // what was heard last on the fast path, see package beat
 )
 
 // AppendItem appends an item to dst. The body may be at most 65535 bytes.

@@ -90,7 +90,7 @@ func overview(p *printer, s control.Status) {
 	if s.Password {
 		p.line("password   set: what goes between the hosts is encrypted with it")
 	} else {
-		p.line("password   none: whoever reaches the port can join")
+		p.line("password   none: whoever reaches the port can join, and traffic may be read on the way")
 	}
 	address := "address not known yet"
 	if s.Address.IsValid() {

@@ -11,16 +11,17 @@ import (
 func peersView(p *printer, s control.Status) {
 	var rows [][]string
 	for _, peer := range s.Peers {
-		rows = append(rows, append(p.peerRow(peer, peer.ID), past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received)))
+		row := append(p.peerRow(peer, peer.ID), past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received))
+		rows = append(rows, append(row, orDash(string(peer.Frames)), orDash(peer.FramesWhy)))
 	}
 	for _, row := range unmet(s.Seeds) {
-		rows = append(rows, append(row, "-", "-", "-"))
+		rows = append(rows, append(row, "-", "-", "-", "-", "-"))
 	}
 	if len(rows) == 0 {
 		p.line("No peers yet. Join others with: weave connect HOST")
 		return
 	}
-	p.table(append(peerHeader(), left("HEARD"), right("SENT"), right("RECEIVED")), rows)
+	p.table(append(peerHeader(), left("HEARD"), right("SENT"), right("RECEIVED"), left("FRAMES BY"), left("WHY NOT VXLAN")), rows)
 }
 
 func segmentsView(p *printer, s control.Status) {

@@ -8,6 +8,7 @@
 package config
 
 import (
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -60,6 +61,15 @@ type Config struct {
 
 // StateFile is the path of the durable state.
 func (c Config) StateFile() string { return filepath.Join(c.State, "weave.db") }
+
+// VXLANPort is the UDP port of the fast path: the one after Port, or before it
+// if that is the last there is.
+func (c Config) VXLANPort() uint16 {
+	if c.Port == math.MaxUint16 {
+		return c.Port - 1
+	}
+	return c.Port + 1
+}
 
 // ControlSocket is the path of the socket that the command line talks to.
 func (c Config) ControlSocket() string { return filepath.Join(c.Run, "weave", "weave.sock") }

@@ -68,6 +68,14 @@ func TestPaths(t *testing.T) {
 	}
 }
 
+func TestVXLANPort(t *testing.T) {
+	for port, want := range map[uint16]uint16{6783: 6784, 1: 2, 65534: 65535, 65535: 65534} {
+		if got := (Config{Port: port}).VXLANPort(); got != want {
+			t.Errorf("port %d: VXLAN on %d, want %d", port, got, want)
+		}
+	}
+}
+
 func TestGoodValues(t *testing.T) {
 	c, problems := FromEnv(env(
 		Password, " a secret with spaces ", Peers, "b, 192.0.2.7:7000\t[2001:db8::1]:6000,,2001:DB8::2 host-1.example.org:6784 b:06783",

@@ -32,6 +32,7 @@ var (
 	descRefused   = describe("refused_addresses", "Addresses that were not let in lately, or did not let us in.")
 	descUp        = describe("peer_up", "Whether another host answers.", "peer", "nickname")
 	descRTT       = describe("peer_rtt_seconds", "Round trip to another host.", "peer", "nickname")
+	descVXLAN     = describe("peer_vxlan", "Whether containers' frames to another host go by the kernel's VXLAN.", "peer", "nickname")
 	descSent      = describe("peer_sent_bytes_total", "UDP payload sent to another host.", "peer", "nickname")
 	descReceived  = describe("peer_received_bytes_total", "UDP payload received from another host.", "peer", "nickname")
 	descEndpoints = describe("endpoints", "Endpoints of containers, on this host and on others.", "place")
@@ -62,13 +63,17 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	gauge(descRefused, float64(len(s.Refusals)))
 	for _, p := range s.Peers {
-		up := 0.0
+		up, vxlan := 0.0, 0.0
 		if p.State == Up {
 			up = 1
+		}
+		if p.Frames == VXLAN {
+			vxlan = 1
 		}
 		name := strings.ToValidUTF8(p.Nickname, "?") // others choose theirs
 		gauge(descUp, up, p.ID, name)
 		gauge(descRTT, p.RTT.Seconds(), p.ID, name)
+		gauge(descVXLAN, vxlan, p.ID, name)
 		out <- prometheus.MustNewConstMetric(descSent, prometheus.CounterValue, float64(p.Sent), p.ID, name)
 		out <- prometheus.MustNewConstMetric(descReceived, prometheus.CounterValue, float64(p.Received), p.ID, name)
 	}

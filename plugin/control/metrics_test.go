@@ -21,7 +21,7 @@ func TestMetrics(t *testing.T) {
 		Version: "1", Peer: "me", Nickname: "h1",
 		Problems: []Problem{{Severity: Error}, {Severity: Error}},
 		Peers: []Peer{
-			{ID: "p", Nickname: "h2", State: Up, RTT: 2 * time.Millisecond, Sent: 7},
+			{ID: "p", Nickname: "h2", State: Up, RTT: 2 * time.Millisecond, Sent: 7, Frames: VXLAN},
 			{ID: "q", Nickname: "odd\"\nname\xff", State: Down},
 		},
 		Endpoints: []Endpoint{{Local: true}, {}, {}},
@@ -37,6 +37,7 @@ func TestMetrics(t *testing.T) {
 		`weave_problems{severity="warning"} 0`,
 		`weave_peer_up{nickname="h2",peer="p"} 1`,
 		`weave_peer_rtt_seconds{nickname="h2",peer="p"} 0.002`,
+		`weave_peer_vxlan{nickname="h2",peer="p"} 1`,
 		`weave_peer_sent_bytes_total{nickname="h2",peer="p"} 7`,
 		`weave_endpoints{place="remote"} 2`,
 		`weave_ipam_leased_addresses{pool="10.40.0.0/16"} 3`,

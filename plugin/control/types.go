@@ -95,7 +95,19 @@ type Peer struct {
 	Sent      uint64           `json:"sentBytes"`
 	Received  uint64           `json:"receivedBytes"`
 	Error     string           `json:"error,omitempty"` // the last one
+
+	Frames    Carrier `json:"frames,omitempty"`    // what containers' frames to it go by, while it is up
+	FramesWhy string  `json:"framesWhy,omitempty"` // why not by VXLAN, or not all of them
 }
+
+// Carrier is a way from host to host for the frames of containers.
+type Carrier string
+
+// The carriers.
+const (
+	VXLAN  Carrier = "VXLAN"      // the kernel's, not encrypted
+	Sealed Carrier = "sealed UDP" // the plugin's, encrypted
+)
 
 // Seed is an address that the operator named.
 type Seed struct {
@@ -112,9 +124,10 @@ type Segment struct {
 	Subnet    netip.Prefix `json:"subnet,omitzero"`
 	ID        string       `json:"id"`
 	MTU       int          `json:"mtu"`
-	Networks  []Network    `json:"networks"`  // of this host
-	Members   []string     `json:"members"`   // nicknames of the peers that have it, this host included
-	Endpoints int          `json:"endpoints"` // of this host
+	VNI       uint32       `json:"vni,omitempty"` // its number on VXLAN
+	Networks  []Network    `json:"networks"`      // of this host
+	Members   []string     `json:"members"`       // nicknames of the peers that have it, this host included
+	Endpoints int          `json:"endpoints"`     // of this host
 }
 
 // Network is one of Docker's networks on this host.

@@ -110,7 +110,7 @@ func (f findings) peers(l *problems) {
 	const open = "check that weave runs there, and that the way is open for UDP and TCP on its port"
 	if !s.Password && s.Peer != "" {
 		l.add(control.Warning, samePassword,
-			"no password is set: traffic is encrypted, but any host that reaches port %d can join", s.Port)
+			"no password is set: any host that reaches port %d can join, and what goes by VXLAN is not encrypted", s.Port)
 	}
 	for _, x := range s.Seeds {
 		if x.Met || x.Self || x.Tried.IsZero() {

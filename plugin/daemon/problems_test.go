@@ -143,6 +143,23 @@ func TestPeerStatus(t *testing.T) {
 	}
 }
 
+func TestFramesStatus(t *testing.T) {
+	up := transport.PeerStatus{State: transport.StateUp}
+	for _, c := range []struct {
+		x    mesh.Peer
+		want control.Carrier
+		why  string
+	}{
+		{mesh.Peer{Alive: true, Path: up, Fast: true}, control.VXLAN, ""},
+		{mesh.Peer{Alive: true, Path: up, FastWhy: "blocked"}, control.Sealed, "blocked"},
+		{mesh.Peer{Path: up, Fast: true, FastWhy: "blocked"}, "", ""},
+	} {
+		if got := peerStatus(c.x); got.Frames != c.want || got.FramesWhy != c.why {
+			t.Errorf("%+v: frames by %q, %q", c.x, got.Frames, got.FramesWhy)
+		}
+	}
+}
+
 func TestRefusalStatus(t *testing.T) {
 	now := time.Now()
 	late, early, old := now.Add(-time.Second), now.Add(-time.Minute), now.Add(-refusalAge)

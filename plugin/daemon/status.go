@@ -101,6 +101,9 @@ func peerStatus(x mesh.Peer) control.Peer {
 	switch {
 	case x.Path.State == transport.StateUp && x.Alive:
 		out.State, out.Path, out.Error = control.Up, "direct UDP", ""
+		if out.Frames, out.FramesWhy = control.Sealed, x.FastWhy; x.Fast {
+			out.Frames = control.VXLAN
+		}
 	case x.Path.State == transport.StateUp, x.Path.State == transport.StateConnecting:
 		out.State = control.Connecting
 	}
@@ -161,7 +164,7 @@ func (p *parts) segmentStatus(self string, endpoints []driver.EndpointStatus) []
 		}
 		slices.Sort(members[1:])
 		out = append(out, control.Segment{
-			Key: s.Key, Subnet: subnets[s.Key], ID: s.ID, MTU: s.MTU,
+			Key: s.Key, Subnet: subnets[s.Key], ID: s.ID, MTU: s.MTU, VNI: s.VNI,
 			Networks: networks[s.Key], Members: members, Endpoints: joined[s.Key],
 		})
 	}

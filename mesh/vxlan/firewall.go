@@ -1,0 +1,267 @@
+package vxlan
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// The guard is two tables:
+//
+//	table inet weave-vxlan {
+//	  set peers { type ipv4_addr; elements = { … } }
+//	  chain check {
+//	    ip saddr @peers return
+//	    drop
+//	  }
+//	  chain input { type filter hook input priority filter - 1;
+//	    udp dport 6784 jump check
+//	  }
+//	}
+//	table bridge weave-vxlan {
+//	  set ports { type ifname; elements = { … } }
+//	  chain input { type filter hook input priority filter - 1;
+//	    udp dport 6784 iifname != @ports drop
+//	  }
+//	}
+//
+// The first lets only peers in. The second stops containers, where their packets
+// leave Docker's bridges for the host: what they send to the VXLAN port of this
+// host might bear a peer's address, and what they send to another host's would
+// be masqueraded and look like ours. Only if the underlay is itself behind a
+// bridge of this host, its ports are spared. Frames of our segments meet neither
+// table, and VXLAN's own packets only the first.
+const (
+	guardTable = "weave-vxlan"
+	peerSet    = "peers"
+	portSet    = "ports"
+)
+
+// Firewall is the guard by nftables, in the network namespace of the thread that
+// makes the first call, after New or Close. One goroutine at a time may use it.
+type Firewall struct {
+	ours  netip.Addr
+	links *Links
+	conn  *nftables.Conn
+}
+
+// NewFirewall returns a Firewall for a host with that underlay address, and
+// peers with addresses of the same family; it touches nothing yet. It shares the
+// Links.
+func NewFirewall(ours netip.Addr, links *Links) *Firewall {
+	return &Firewall{ours: ours, links: links}
+}
+
+// Close gives the socket back. Later calls open another.
+func (f *Firewall) Close() error {
+	conn := f.conn
+	if f.conn = nil; conn == nil {
+		return nil
+	}
+	return conn.CloseLasting()
+}
+
+// do runs g on the open connection. One that failed may have answers left that
+// nobody asked for, so it is not used again.
+func (f *Firewall) do(what string, g func(c *nftables.Conn) error) error {
+	if f.conn == nil {
+		c, err := nftables.New(nftables.AsLasting())
+		if err != nil {
+			return fmt.Errorf("guard of VXLAN: open nftables: %w", err)
+		}
+		f.conn = c
+	}
+	if err := g(f.conn); err != nil {
+		return fmt.Errorf("guard of VXLAN: %s: %w", what, errors.Join(err, f.Close()))
+	}
+	return nil
+}
+
+func guardOf(family nftables.TableFamily) *nftables.Table {
+	return &nftables.Table{Name: guardTable, Family: family}
+}
+
+func (f *Firewall) peers() *nftables.Set {
+	set := &nftables.Set{Table: guardOf(nftables.TableFamilyINet), Name: peerSet, KeyType: nftables.TypeIPAddr}
+	if f.ours.Is6() {
+		set.KeyType = nftables.TypeIP6Addr
+	}
+	return set
+}
+
+func ports() *nftables.Set {
+	return &nftables.Set{Table: guardOf(nftables.TableFamilyBridge), Name: portSet, KeyType: nftables.TypeIFName}
+}
+
+// Ensure implements Guard. It tries more than once: others change their tables
+// meanwhile.
+func (f *Firewall) Ensure(port uint16) (allowed []netip.Addr, err error) {
+	for range 3 {
+		if allowed, err = f.ensure(port); err == nil {
+			break
+		}
+	}
+	return allowed, err
+}
+
+func (f *Firewall) ensure(port uint16) (allowed []netip.Addr, err error) {
+	names, err := f.links.portsOf(f.ours)
+	if err != nil {
+		return nil, fmt.Errorf("guard of VXLAN: %w", err)
+	}
+	err = f.do("set up", func(c *nftables.Conn) error {
+		keys, there, err := list(c, f.peers())
+		for _, k := range keys {
+			if a, ok := netip.AddrFromSlice(k); ok {
+				allowed = append(allowed, a)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		spared, also, err := list(c, ports())
+		if err != nil {
+			return err
+		}
+		want := f.chains(port)
+		if there && also && sameKeys(spared, ifNames(names)) && installed(c, want) {
+			return nil
+		}
+		return f.install(c, want, allowed, names)
+	})
+	return allowed, err
+}
+
+// install replaces both tables in one transaction.
+func (f *Firewall) install(c *nftables.Conn, chains []chain, allowed []netip.Addr, names []string) error {
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyBridge} {
+		c.AddTable(guardOf(family)) // so that deleting it cannot fail
+		c.DelTable(guardOf(family))
+		c.AddTable(guardOf(family))
+	}
+	err := errors.Join(c.AddSet(f.peers(), addresses(allowed...)), c.AddSet(ports(), elements(ifNames(names))))
+	if err != nil {
+		return err
+	}
+	for _, x := range chains {
+		c.AddChain(x.Chain)
+	}
+	for _, x := range chains {
+		for _, r := range x.rules {
+			c.AddRule(r)
+		}
+	}
+	return c.Flush()
+}
+
+// list reads the keys of a set; false if there is no set of that kind.
+func list(c *nftables.Conn, set *nftables.Set) (keys [][]byte, there bool, err error) {
+	is, err := c.GetSetByName(set.Table, set.Name)
+	if errors.Is(err, unix.ENOENT) || err == nil && is.KeyType.Bytes != set.KeyType.Bytes {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("look for set %s: %w", set.Name, err)
+	}
+	all, err := c.GetSetElements(set)
+	if err != nil {
+		return nil, false, fmt.Errorf("list set %s: %w", set.Name, err)
+	}
+	for _, e := range all {
+		keys = append(keys, e.Key)
+	}
+	return keys, true, nil
+}
+
+func sameKeys(a, b [][]byte) bool {
+	sort := func(keys [][]byte) [][]byte {
+		return slices.SortedFunc(slices.Values(keys), bytes.Compare)
+	}
+	return slices.EqualFunc(sort(a), sort(b), bytes.Equal)
+}
+
+// installed tells whether the chains hold our rules, which are known by their
+// comments.
+func installed(c *nftables.Conn, want []chain) bool {
+	same := func(a, b *nftables.Rule) bool { return bytes.Equal(a.UserData, b.UserData) }
+	for _, x := range want {
+		rules, err := c.GetRules(x.Table, x.Chain)
+		if err != nil || !slices.EqualFunc(rules, x.rules, same) {
+			return false
+		}
+	}
+	return true
+}
+
+// Allow implements Guard.
+func (f *Firewall) Allow(a netip.Addr) error {
+	return f.do("let in "+a.String(), func(c *nftables.Conn) error {
+		if err := c.SetAddElements(f.peers(), addresses(a)); err != nil {
+			return err
+		}
+		return c.Flush()
+	})
+}
+
+// Deny implements Guard.
+func (f *Firewall) Deny(a netip.Addr) error {
+	return f.do("shut out "+a.String(), func(c *nftables.Conn) error {
+		if err := c.SetDeleteElements(f.peers(), addresses(a)); err != nil {
+			return err
+		}
+		return notThere(c.Flush())
+	})
+}
+
+// Remove implements Guard.
+func (f *Firewall) Remove() error {
+	return f.do("take away", func(c *nftables.Conn) error {
+		for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyBridge} {
+			tables, err := c.ListTablesOfFamily(family)
+			if err != nil {
+				return notThere(err)
+			}
+			if slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == guardTable }) {
+				c.DelTable(guardOf(family))
+			}
+		}
+		return notThere(c.Flush())
+	})
+}
+
+func notThere(err error) error {
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+func addresses(addrs ...netip.Addr) []nftables.SetElement {
+	var keys [][]byte
+	for _, a := range addrs {
+		keys = append(keys, a.AsSlice())
+	}
+	return elements(keys)
+}
+
+func elements(keys [][]byte) []nftables.SetElement {
+	var out []nftables.SetElement
+	for _, k := range keys {
+		out = append(out, nftables.SetElement{Key: k})
+	}
+	return out
+}
+
+func ifNames(names []string) (keys [][]byte) {
+	for _, name := range names {
+		key := make([]byte, unix.IFNAMSIZ)
+		copy(key, name)
+		keys = append(keys, key)
+	}
+	return keys
+}
