@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -13,6 +14,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"weave/test/dockerlab"
 )
@@ -26,9 +29,8 @@ var (
 	fillBits  = flag.Int("fill-bits", 27, "mask of the pool of TestPoolFillsUp")
 )
 
-const (
-	sameSecondNet  = "same-second"
-	sameSecondFile = `
+// sameSecondFile lacks the name of its network and the subnet.
+const sameSecondFile = `
 services:
   one:
     image: ` + dockerlab.Image + `
@@ -36,7 +38,7 @@ services:
     networks: [shared]
 networks:
   shared:
-    name: ` + sameSecondNet + `
+    name: %s
     internal: true
     driver: weave
     ipam:
@@ -44,81 +46,102 @@ networks:
       config:
         - subnet: %s
 `
-)
 
 // TestComposeSameSecond brings up one file on two hosts at once, by turns on a
 // subnet that no host has seen, so that they must agree who starts with it, and
 // on one that they know.
 func TestComposeSameSecond(t *testing.T) {
 	t.Parallel()
+	const lanes = 2 // files at a time: docker-compose waits half of its time
 	hs := hosts(t, 2)
-	file := filepath.Join(t.TempDir(), "compose.yml")
-	down := func(h *dockerlab.Host) error { // cheaper than docker-compose down
-		const container = "same-second_one_1"
-		return errors.Join(askFor(h, "DELETE", "/containers/"+container+"?force=1", nil), askFor(h, "DELETE", "/networks/"+sameSecondNet, nil))
-	}
-	var sub string
-	var pools []string
-	for i := range *rounds {
-		if i%2 == 0 {
-			sub = subnet()
-			pools = append(pools, sub)
-		}
-		if err := os.WriteFile(file, fmt.Appendf(nil, sameSecondFile, sub), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		together(t, hs, func(h *dockerlab.Host) error {
-			_, err := compose{t, h, file}.run("-p", "same-second", "up", "-d")
+	var group errgroup.Group
+	var pools [lanes][]string
+	for lane := range lanes {
+		dir, mine := t.TempDir(), (*rounds+lane)/lanes
+		group.Go(func() (err error) {
+			pools[lane], err = composeSameSecond(t, hs, dir, fmt.Sprintf("same-second-%d", lane), mine)
 			return err
 		})
-		if got := addresses(t, hs, sameSecondNet); len(got) != len(hs) {
-			t.Errorf("round %d: a service on %d hosts has %v", i, len(hs), got)
+	}
+	if err := group.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	sameRings(t, hs, slices.Concat(pools[:]...)...)
+}
+
+// composeSameSecond does so a number of times, until something fails, and
+// returns the subnets.
+func composeSameSecond(t *testing.T, hs []*dockerlab.Host, dir, name string, rounds int) (pools []string, err error) {
+	down := func(h *dockerlab.Host) error { // cheaper than docker-compose down
+		return errors.Join(
+			askFor(h, http.MethodDelete, "/containers/"+name+"_one_1?force=1", nil),
+			askFor(h, http.MethodDelete, "/networks/"+name, nil))
+	}
+	file := filepath.Join(dir, "compose.yml")
+	for i := range rounds {
+		if i%2 == 0 {
+			pools = append(pools, subnet())
+		}
+		sub := pools[i/2]
+		if err := os.WriteFile(file, fmt.Appendf(nil, sameSecondFile, name, sub), 0o644); err != nil {
+			return nil, err
+		}
+		together(t, hs, func(h *dockerlab.Host) error {
+			_, err := compose{t, h, file}.run("-p", name, "up", "-d")
+			return err
+		})
+		if got := addresses(t, hs, name); len(got) != len(hs) {
+			t.Errorf("a service on %d hosts has %v", len(hs), got)
 		}
 		together(t, hs, down)
 		if t.Failed() {
-			t.Fatalf("round %d, subnet %s", i, sub)
+			return nil, fmt.Errorf("%s: round %d, subnet %s", name, i, sub)
 		}
 	}
-	sameRings(t, hs, pools...)
+	return pools, nil
 }
 
 // sameRings waits until all hosts agree on who owns what, of all pools or of
 // some: where other tests run beside, these must not change any more.
 func sameRings(t *testing.T, hosts []*dockerlab.Host, pools ...string) {
 	t.Helper()
-	of := func(h *dockerlab.Host) map[string]map[string]uint64 {
-		all := rings(t, h)
+	eventually(t, soon, func() error { return ringsAgree(hosts, pools) })
+}
+
+func ringsAgree(hosts []*dockerlab.Host, pools []string) error {
+	var first map[string]map[string]uint64
+	for i, h := range hosts {
+		all, err := rings(h)
+		if err != nil {
+			return err
+		}
 		if len(pools) > 0 {
 			maps.DeleteFunc(all, func(pool string, _ map[string]uint64) bool { return !slices.Contains(pools, pool) })
 		}
-		return all
+		switch {
+		case len(all) < max(1, len(pools)):
+			return fmt.Errorf("%s knows %v of %v", h.Name(), all, pools)
+		case i == 0:
+			first = all
+		case !reflect.DeepEqual(all, first):
+			return fmt.Errorf("%s has %v, %s has %v", hosts[0].Name(), first, h.Name(), all)
+		}
 	}
-	eventually(t, soon, func() error {
-		first := of(hosts[0])
-		if len(first) < max(1, len(pools)) {
-			return fmt.Errorf("%s knows %v of %v", hosts[0].Name(), first, pools)
-		}
-		for _, h := range hosts[1:] {
-			if other := of(h); !reflect.DeepEqual(other, first) {
-				return fmt.Errorf("%s has %v, %s has %v", hosts[0].Name(), first, h.Name(), other)
-			}
-		}
-		return nil
-	})
+	return nil
 }
 
 // rings tells how many addresses of a pool each peer owns, by subnet and peer.
-func rings(t *testing.T, h *dockerlab.Host) map[string]map[string]uint64 {
-	t.Helper()
+func rings(h *dockerlab.Host) (map[string]map[string]uint64, error) {
 	all := map[string]map[string]uint64{}
-	for _, pool := range status(t, h).IPAM {
+	s, err := statusOf(h)
+	for _, pool := range s.IPAM {
 		owners := map[string]uint64{}
 		for _, o := range pool.Owners {
 			owners[o.Peer] = o.Owned
 		}
 		all[pool.Subnet.String()] = owners
 	}
-	return all
+	return all, err
 }
 
 // TestPoolFillsUp takes every address of a pool, on whichever host, sees the

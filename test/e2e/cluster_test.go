@@ -250,7 +250,11 @@ func rmpeer(t *testing.T, hosts []*dockerlab.Host, gone *dockerlab.Host, id stri
 		return err
 	})
 	eventually(t, soon, func() error {
-		for pool, owners := range rings(t, hosts[0]) {
+		all, err := rings(hosts[0])
+		if err != nil {
+			return err
+		}
+		for pool, owners := range all {
 			if n := owners[id]; n > 0 {
 				return fmt.Errorf("%d addresses of %s are still the removed host's", n, pool)
 			}
