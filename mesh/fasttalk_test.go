@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,16 +34,23 @@ func (c *container) echo() {
 		l, err = net.Listen("tcp4", fmt.Sprintf("%s:%d", c.addr, echoPort))
 		return err
 	}))
-	c.t.Cleanup(func() { _ = l.Close() })
-	go func() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var serving sync.WaitGroup
+	c.t.Cleanup(func() { // an end from the other side may be lost with its host
+		_ = l.Close()
+		cancel()
+		serving.Wait()
+	})
+	serving.Go(func() {
 		for {
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go func() { _, _ = io.Copy(conn, conn); _ = conn.Close() }()
+			context.AfterFunc(ctx, func() { _ = conn.Close() })
+			serving.Go(func() { _, _ = io.Copy(conn, conn); _ = conn.Close() })
 		}
-	}()
+	})
 }
 
 func (c *container) dial(to *container, timeout time.Duration) (conn net.Conn, err error) {
