@@ -55,24 +55,26 @@ func (g *gate) trouble(err error) {
 	}
 }
 
-func (g *gate) state() (drivers dockerapi.Drivers, decided bool, err error) {
+func (g *gate) state() (drivers dockerapi.Drivers, decided bool, done <-chan struct{}, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.drivers, g.decided, g.err
+	return g.drivers, g.decided, g.done, g.err
 }
 
-// Ready implements dockerapi.Gate.
+// Ready implements dockerapi.Gate. A gate that opened may be shut again before
+// the caller comes through: then it waits on.
 func (g *gate) Ready(ctx context.Context) (dockerapi.Drivers, error) {
-	g.mu.Lock()
-	done := g.done
-	g.mu.Unlock()
-	select {
-	case <-done:
-	case <-ctx.Done():
+	for {
+		drivers, decided, done, err := g.state()
+		switch {
+		case decided, err != nil && ctx.Err() != nil:
+			return drivers, err
+		case ctx.Err() != nil:
+			return drivers, ctx.Err()
+		}
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
 	}
-	drivers, decided, err := g.state()
-	if err == nil && !decided {
-		err = ctx.Err()
-	}
-	return drivers, err
 }

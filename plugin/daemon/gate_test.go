@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 
 	"weave/plugin/dockerapi"
@@ -74,4 +75,27 @@ func TestGateWaits(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestGateShutMeanwhile: whoever comes through has drivers, however often the
+// gate is shut and opened again.
+func TestGateShutMeanwhile(t *testing.T) {
+	g := newGate()
+	ctx, stop := context.WithCancel(t.Context())
+	var all sync.WaitGroup
+	all.Go(func() {
+		for ctx.Err() == nil {
+			g.open(opened())
+			g.shut()
+		}
+		g.open(opened())
+	})
+	for range 100_000 {
+		if got, err := g.Ready(t.Context()); err != nil || got.IPAM == nil {
+			t.Errorf("came through with %v, %v", got, err)
+			break
+		}
+	}
+	stop()
+	all.Wait()
 }

@@ -302,7 +302,7 @@ func (d *daemon) Forget(_ context.Context, addrs []string) error {
 
 // notReady says why there are no parts.
 func (d *daemon) notReady() error {
-	if _, _, err := d.gate.state(); err != nil {
+	if _, _, _, err := d.gate.state(); err != nil {
 		return fmt.Errorf("the plugin does no work: %w", err)
 	}
 	return errors.New("the plugin is still starting; try again")
