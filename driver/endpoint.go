@@ -90,11 +90,12 @@ func parseEndpoint(req *api.CreateEndpointRequest, subnets []netip.Prefix) (endp
 // clashError says that another endpoint of this host has an address.
 type clashError struct {
 	what string
+	id   string // of the other
 	with *endpoint
 }
 
 func (e *clashError) Error() string {
-	return fmt.Sprintf("%s belongs to endpoint %s of this network already", e.what, short(e.with.rec.ID))
+	return fmt.Sprintf("%s belongs to endpoint %s of this network already", e.what, short(e.id))
 }
 
 // claimEndpoint enters an endpoint into the map, or finds the one of that ID.
@@ -126,11 +127,11 @@ func (d *Driver) addEndpoint(rec endpointRecord) (*endpoint, error) {
 			continue
 		}
 		if other.rec.MAC.String() == rec.MAC.String() {
-			return nil, &clashError{what: "MAC address " + rec.MAC.String(), with: other}
+			return nil, &clashError{what: "MAC address " + rec.MAC.String(), id: other.rec.ID, with: other}
 		}
 		for _, a := range rec.Addrs {
 			if other.rec.has(a.Addr()) {
-				return nil, &clashError{what: "address " + a.Addr().String(), with: other}
+				return nil, &clashError{what: "address " + a.Addr().String(), id: other.rec.ID, with: other}
 			}
 		}
 	}

@@ -2,9 +2,11 @@ package driver
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 
 	api "github.com/docker/go-plugins-helpers/network"
@@ -357,4 +359,28 @@ func TestOtherCalls(t *testing.T) {
 		r.ProgramExternalConnectivity(t.Context(), nil), r.RevokeExternalConnectivity(t.Context(), nil)); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestRefusalWhileOtherChanges is for the race detector: the endpoint that a
+// refusal names may get its container's name meanwhile.
+func TestRefusalWhileOtherChanges(t *testing.T) {
+	r := newRig(t)
+	r.mustCreateNetwork(t, "n1", "10.32.0.0/16")
+	r.mustCreateEndpoint(t, "n1", "e1", "10.32.0.5/16")
+	r.mustJoin(t, "n1", "e1", sandbox1)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for i := range 100 {
+			if err := r.SetContainerName("e1", fmt.Sprintf("c%d", i)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for range 100 {
+		_, err := r.CreateEndpoint(t.Context(), createEndpoint("n1", "e2", "10.32.0.5/16"))
+		if err == nil || !strings.Contains(err.Error(), "belongs to endpoint e1") {
+			t.Errorf("error %v", err)
+		}
+	}
+	wg.Wait()
 }
