@@ -53,21 +53,20 @@ func families() []family {
 type Blocked struct {
 	Family  string // IPv4 or IPv6
 	Command string // allows the frames until the next boot
-	Sysctl  string // 0 keeps the firewall away from all bridged frames
 }
 
-// String names the trouble and the ways out.
+// String names the trouble and the ways out. To keep the firewall away from all
+// bridged frames is none: Docker's own bridges need it to keep containers apart.
 func (b Blocked) String() string {
 	return fmt.Sprintf("this host's %s firewall is kept by legacy iptables, where Weave cannot add its rule, "+
 		"and it drops the frames of containers. Switch the host to iptables-nft and restart Docker, "+
-		"or run `%s` after each boot, or set the sysctl %s to 0", b.Family, b.Command, b.Sysctl)
+		"or run `%s` after each boot", b.Family, b.Command)
 }
 
 func (f family) problem() Blocked {
 	return Blocked{
 		Family:  f.name,
 		Command: f.iptables + "-legacy -I FORWARD -i " + Prefix + "+ -o " + Prefix + "+ -j ACCEPT",
-		Sysctl:  "net.bridge.bridge-nf-call-" + f.iptables,
 	}
 }
 

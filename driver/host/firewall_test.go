@@ -150,6 +150,9 @@ func TestFirewallLegacy(t *testing.T) {
 			if len(blocked) != 1 || !strings.Contains(blocked[0].String(), blocked[0].Command) {
 				t.Fatalf("blocked: %v", blocked)
 			}
+			if strings.Contains(blocked[0].String(), "bridge-nf-call") {
+				t.Errorf("the way out takes the firewall from Docker's bridges as well: %s", blocked[0])
+			}
 			run(t, blocked[0].Command) // the way out that we name
 			ensureFirewall(t, k)
 			run(t, strings.Replace(blocked[0].Command, " -I ", " -D ", 1))

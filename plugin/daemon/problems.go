@@ -47,7 +47,7 @@ func (f findings) problems() []control.Problem {
 		l.add(control.Error, wayOut(f.trouble[task]), "cannot %s: %v", task, f.trouble[task])
 	}
 	for _, b := range f.blocked {
-		l.add(control.Error, "run `"+b.Command+"`, or set "+b.Sysctl+"=0", "%s", b)
+		l.add(control.Error, "run `"+b.Command+"`", "%s", b)
 	}
 	for _, key := range slices.Sorted(maps.Keys(f.failures)) {
 		l.add(control.Error, "restart the plugin", "segment %s carries nothing: %s", key, f.failures[key])

@@ -66,8 +66,8 @@ func TestProblems(t *testing.T) {
 		"socket taken": {trouble(sock.ErrInUse), control.Error, []string{"-> stop the other weave"}},
 		"disk full":    {trouble(syscall.ENOSPC), control.Error, []string{"room"}},
 		"firewall": {func(f *findings) {
-			f.blocked = []host.Blocked{{Family: "IPv4", Command: "iptables-legacy -I", Sysctl: "net.x"}}
-		}, control.Error, []string{"IPv4 firewall", "-> run `iptables-legacy -I`, or set net.x=0"}},
+			f.blocked = []host.Blocked{{Family: "IPv4", Command: "iptables-legacy -I"}}
+		}, control.Error, []string{"IPv4 firewall", "-> run `iptables-legacy -I`"}},
 		"TAP": {func(f *findings) { f.failures = map[string]string{"10.1.0.0/16": "bad file"} }, control.Error, []string{"10.1.0.0/16", "bad file"}},
 		"clash": {func(f *findings) { f.status.Endpoints[1].Segment = "a" }, control.Error,
 			[]string{"address 10.1.0.1 on segment a", "web on left", "endpoint e2 on right", "--ipam-driver weave"}},
