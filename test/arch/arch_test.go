@@ -45,6 +45,7 @@ var importRules = []struct {
 // exist yet are bound all the same.
 var pure = []string{
 	"mesh/id", "mesh/wire", "mesh/handshake", "mesh/gcm", "mesh/session", "mesh/state", "mesh/route", "mesh/fdb", "mesh/neigh", "mesh/run",
+	"mesh/vni", "mesh/beat",
 	"ipam/ring", "ipam/space", "ipam/paxos",
 }
 
@@ -162,6 +163,9 @@ func TestPurePackages(t *testing.T) {
 			if reason, bad := impureImports[imported]; bad {
 				t.Errorf("%s imports %s: pure package; %s", f.name, imported, reason)
 			}
+			if local, ours := strings.CutPrefix(imported, module+"/"); ours && !slices.Contains(pure, local) {
+				t.Errorf("%s imports %s: a pure package is as pure as what it stands on", f.name, imported)
+			}
 		}
 		ast.Inspect(f.syntax, func(n ast.Node) bool {
 			switch n := n.(type) {
@@ -172,6 +176,16 @@ func TestPurePackages(t *testing.T) {
 			}
 			return true
 		})
+	}
+}
+
+// TestPureByName: what calls itself pure is held to it.
+func TestPureByName(t *testing.T) {
+	_, files := load(t)
+	for _, f := range files {
+		if f.syntax.Doc != nil && strings.Contains(f.syntax.Doc.Text(), "is pure") && !slices.Contains(pure, f.pkg) {
+			t.Errorf("%s calls its package pure: add it to the list of those that are", f.name)
+		}
 	}
 }
 
