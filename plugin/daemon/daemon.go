@@ -11,6 +11,7 @@
 //	  restore     driver.Restore, until all is back
 //	  firewall    driver.EnsureFirewall, every few seconds
 //	  disk        store.Store.Check, every second
+//	  removals    what other hosts' removal, or this one's, asks of us
 //	  reconcile   names of containers, and what Docker deleted unseen
 package daemon
 
