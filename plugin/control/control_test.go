@@ -107,8 +107,29 @@ func TestStatus(t *testing.T) {
 // TestZeroStatus holds that a plugin that knows nothing yet can say so.
 func TestZeroStatus(t *testing.T) {
 	got, err := serve(t, &fakeDaemon{}).Status(context.Background())
-	if err != nil || !reflect.DeepEqual(got, Status{}.withLists()) {
+	if err != nil || !reflect.DeepEqual(got, withLists(Status{})) {
 		t.Errorf("got %+v, %v", got, err)
+	}
+}
+
+// TestListsAreNeverNull holds for every list in every answer, whatever fields it
+// will get.
+func TestListsAreNeverNull(t *testing.T) {
+	for _, v := range []any{
+		withLists(Status{}), withLists([]ConnectResult(nil)), withLists(Removal{}),
+		withLists(Status{
+			Problems: make([]Problem, 1), Refusals: make([]Refusal, 1), Peers: make([]Peer, 1), Seeds: make([]Seed, 1),
+			Segments: make([]Segment, 1), Endpoints: make([]Endpoint, 1), IPAM: make([]Pool, 1),
+		}),
+		withLists(Removal{Pools: make([]RemovedPool, 1)}),
+	} {
+		out, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(out), "null") {
+			t.Errorf("null in %s", out)
+		}
 	}
 }
 

@@ -56,5 +56,5 @@ func removePeer(d Daemon, w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	done, err := d.RemovePeer(r.Context(), req.Peer, req.Gone)
-	answer(w, done, err)
+	answer(w, withLists(done), err)
 }

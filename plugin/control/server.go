@@ -50,13 +50,13 @@ func NewServer(d Daemon, log *logrus.Entry) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, r *http.Request) {
 		status, err := d.Status(r.Context())
-		answer(w, status.withLists(), err)
+		answer(w, withLists(status), err)
 	})
 	mux.HandleFunc("POST "+connectPath, func(w http.ResponseWriter, r *http.Request) {
 		if addrs, ok := readAddresses(w, r); ok {
 			log.WithField("addr", addrs).Info("told to connect")
 			results, err := d.Connect(r.Context(), addrs)
-			answer(w, results, err)
+			answer(w, withLists(results), err)
 		}
 	})
 	mux.HandleFunc("POST "+forgetPath, func(w http.ResponseWriter, r *http.Request) {

@@ -32,19 +32,6 @@ type Status struct {
 	IPAM      []Pool     `json:"ipam"`
 }
 
-// withLists returns s with empty lists in place of nil ones: programs read an
-// empty list from JSON more easily than null.
-func (s Status) withLists() Status {
-	s.Problems = append([]Problem{}, s.Problems...)
-	s.Refusals = append([]Refusal{}, s.Refusals...)
-	s.Peers = append([]Peer{}, s.Peers...)
-	s.Seeds = append([]Seed{}, s.Seeds...)
-	s.Segments = append([]Segment{}, s.Segments...)
-	s.Endpoints = append([]Endpoint{}, s.Endpoints...)
-	s.IPAM = append([]Pool{}, s.IPAM...)
-	return s
-}
-
 // Severity tells how bad a problem is.
 type Severity string
 
