@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -17,30 +18,36 @@ import (
 type view struct {
 	text func(*printer, control.Status)
 	json func(control.Status) any
+	part bool // of a plugin that works: there is none of one that does not
 }
+
+// errNoParts ends a command that was to show a part of what does no work: an
+// empty list would say that there is nothing.
+var errNoParts = errors.New("the plugin does no work yet: there is nothing to list")
 
 func (a *app) statusCommand() *cobra.Command {
 	cmd := a.viewCommand("status", "Show how the plugin is, and what to do where something is wrong",
-		view{overview, func(s control.Status) any { return s }})
+		view{overview, func(s control.Status) any { return s }, false})
 	cmd.Long = `Show the plugin of this host on one screen: first what is wrong and what to do
 about it, then the peers, segments and address pools. The names below it show
 one part in full.
 
-The exit status is 0 if the plugin answers, whatever it says, else 1. Programs
-find what is wrong in the JSON, under "problems" and "refusals".`
+The exit status is 0 if the plugin answers, whatever it says, else 1; that of a
+part is also 1 while the plugin does no work. Programs find what is wrong in the
+JSON, under "problems" and "refusals".`
 	cmd.Example = `  sudo weave status
   sudo weave status endpoints
   sudo weave status peers --json
   sudo weave status --json | jq -e '.problems == []'`
 	cmd.AddCommand(
 		a.viewCommand("peers", "List the other hosts, and how each is reached",
-			view{peersView, func(s control.Status) any { return s.Peers }}),
+			view{peersView, func(s control.Status) any { return s.Peers }, true}),
 		a.viewCommand("segments", "List the segments that this host takes part in",
-			view{segmentsView, func(s control.Status) any { return s.Segments }}),
+			view{segmentsView, func(s control.Status) any { return s.Segments }, true}),
 		a.viewCommand("endpoints", "List the containers on all hosts, and their addresses",
-			view{endpointsView, func(s control.Status) any { return s.Endpoints }}),
+			view{endpointsView, func(s control.Status) any { return s.Endpoints }, true}),
 		a.viewCommand("ipam", "List the address pools, and who owns how much of each",
-			view{ipamView, func(s control.Status) any { return s.IPAM }}),
+			view{ipamView, func(s control.Status) any { return s.IPAM }, true}),
 	)
 	return cmd
 }
@@ -57,14 +64,15 @@ func (a *app) viewCommand(name, short string, v view) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if status.Peer == "" && v.part {
+				problems(newPrinter(cmd.ErrOrStderr(), a.Now()), status)
+				return errNoParts
+			}
 			if asJSON {
 				return printJSON(cmd.OutOrStdout(), v.json(status))
 			}
-			p, text := newPrinter(cmd.OutOrStdout(), a.Now()), v.text
-			if status.Peer == "" {
-				text = overview // there are no parts, and this says why
-			}
-			text(p, status)
+			p := newPrinter(cmd.OutOrStdout(), a.Now())
+			v.text(p, status)
 			return p.err
 		},
 	}
