@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/sirupsen/logrus"
@@ -142,6 +143,27 @@ func TestColor(t *testing.T) {
 	problems(p, control.Status{Problems: []control.Problem{{Severity: control.Error, What: "\x1b[2Jfire", Do: "run"}}})
 	if got, want := out.String(), "\x1b[1;31merror\x1b[0m: ?[2Jfire\n  -> run\n\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// TestWidth: the tables of an ordinary cluster fit a terminal that is not wide.
+func TestWidth(t *testing.T) {
+	raw, err := os.ReadFile("testdata/status.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s control.Status
+	if err := json.Unmarshal(raw, &s); err != nil {
+		t.Fatal(err)
+	}
+	for i, text := range []func(*printer, control.Status){overview, peersView, segmentsView, endpointsView, ipamView} {
+		var out bytes.Buffer
+		text(newPrinter(&out, now()), s)
+		for line := range strings.Lines(out.String()) {
+			if n := utf8.RuneCountInString(line); n > 110 {
+				t.Errorf("view %d has a line of %d columns: %s", i, n, line)
+			}
+		}
 	}
 }
 

@@ -8,20 +8,36 @@ import (
 	"weave/plugin/control"
 )
 
+// peersView shows how peers are reached, and below that what went to them: in
+// one table it would be too wide for a terminal.
 func peersView(p *printer, s control.Status) {
-	var rows [][]string
+	var rows, traffic [][]string
 	for _, peer := range s.Peers {
-		row := append(p.peerRow(peer, peer.ID), past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received))
-		rows = append(rows, append(row, orDash(string(peer.Frames)), orDash(peer.FramesWhy)))
+		rows = append(rows, p.peerRow(peer, peer.ID))
+		traffic = append(traffic, []string{
+			orDash(peer.Nickname), shortID(peer.ID), past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received), framesBy(peer),
+		})
 	}
-	for _, row := range unmet(s.Seeds) {
-		rows = append(rows, append(row, "-", "-", "-", "-", "-"))
-	}
+	rows = append(rows, unmet(s.Seeds)...)
 	if len(rows) == 0 {
 		p.line("No peers yet. Join others with: weave connect HOST")
 		return
 	}
-	p.table(append(peerHeader(), left("HEARD"), right("SENT"), right("RECEIVED"), left("FRAMES BY"), left("WHY NOT VXLAN")), rows)
+	p.table(peerHeader(), rows)
+	if len(traffic) > 0 {
+		p.heading("Traffic")
+		p.table([]column{left("NAME"), left("PEER"), left("HEARD"), right("SENT"), right("RECEIVED"), left("CONTAINERS' FRAMES GO BY")}, traffic)
+	}
+}
+
+// framesBy names the carrier of containers' frames to a peer, and why it is not
+// VXLAN, or not for all of them.
+func framesBy(peer control.Peer) string {
+	by := orDash(string(peer.Frames))
+	if peer.FramesWhy != "" {
+		by += " (" + peer.FramesWhy + ")"
+	}
+	return by
 }
 
 func segmentsView(p *printer, s control.Status) {
