@@ -104,7 +104,11 @@ func overview(p *printer, s control.Status) {
 	if s.Address.IsValid() {
 		address = s.Address.String()
 	}
-	p.line("port       %d UDP and TCP, %s", s.Port, address)
+	ports := fmt.Sprintf("%d UDP and TCP", s.Port)
+	if s.VXLANPort != 0 {
+		ports += fmt.Sprintf(", %d UDP for VXLAN", s.VXLANPort)
+	}
+	p.line("port       %s, %s", ports, address)
 
 	peersSummary(p, s)
 	segmentsSummary(p, s)

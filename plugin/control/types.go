@@ -14,14 +14,17 @@ import (
 // Status is what the plugin knows of itself and its cluster. Lists are in the
 // order in which they are to be shown.
 type Status struct {
-	Version  string     `json:"version"`
-	Protocol int        `json:"protocol"` // of the mesh, on the wire
-	Peer     string     `json:"peer"`     // this host's peer ID
-	Nickname string     `json:"nickname"`
-	Password bool       `json:"password"` // whether one is set
-	Port     uint16     `json:"port"`
-	Address  netip.Addr `json:"address,omitzero"` // underlay address in use; zero: not known yet
-	Started  time.Time  `json:"started"`
+	Version  string `json:"version"`
+	Protocol int    `json:"protocol"` // of the mesh, on the wire
+	Peer     string `json:"peer"`     // this host's peer ID
+	Nickname string `json:"nickname"`
+	Password bool   `json:"password"` // whether one is set
+	Port     uint16 `json:"port"`
+	// VXLANPort is the UDP port of the kernel's VXLAN; 0 with a password, when
+	// nothing goes by it.
+	VXLANPort uint16     `json:"vxlanPort,omitempty"`
+	Address   netip.Addr `json:"address,omitzero"` // underlay address in use; zero: not known yet
+	Started   time.Time  `json:"started"`
 
 	Problems  []Problem  `json:"problems"` // the gravest first
 	Refusals  []Refusal  `json:"refusals"`

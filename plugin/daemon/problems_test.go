@@ -246,3 +246,14 @@ func TestPersist(t *testing.T) {
 		t.Errorf("%v after %d tries, trouble %v", err, tries, d.trouble)
 	}
 }
+
+// TestStatusPorts: the port of the fast path is named where there is one.
+func TestStatusPorts(t *testing.T) {
+	for password, want := range map[string]uint16{"": 6791, "secret": 0} {
+		d := &daemon{cfg: config.Config{Port: 6790, Password: []byte(password)}}
+		s, err := d.Status(t.Context())
+		if err != nil || s.Port != 6790 || s.VXLANPort != want {
+			t.Errorf("password %q: ports %d and %d, %v", password, s.Port, s.VXLANPort, err)
+		}
+	}
+}

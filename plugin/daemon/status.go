@@ -28,6 +28,9 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 		Version: d.version, Protocol: wire.Version, Nickname: d.cfg.Nickname,
 		Password: len(d.cfg.Password) > 0, Port: d.cfg.Port, Started: d.started,
 	}
+	if !s.Password {
+		s.VXLANPort = d.cfg.VXLANPort()
+	}
 	f := findings{settings: d.problems, status: &s, up: time.Since(d.started)}
 	d.mu.Lock()
 	f.trouble = maps.Clone(d.trouble)
