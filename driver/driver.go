@@ -243,18 +243,6 @@ func (d *Driver) Endpoints() []EndpointStatus {
 	return all
 }
 
-// HasSubnet tells whether a network of this host has exactly this subnet.
-func (d *Driver) HasSubnet(subnet netip.Prefix) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, n := range d.networks {
-		if slices.Contains(n.rec.Subnets, subnet.Masked()) {
-			return true
-		}
-	}
-	return false
-}
-
 // EnsureFirewall brings the host's firewall into the state that the networks
 // need, and returns what stands in the way and only the host's owner can
 // change. It is cheap when nothing is to be done. The last network takes the

@@ -15,6 +15,7 @@ import (
 	"weave/mesh"
 	"weave/mesh/id"
 	"weave/plugin/dockerapi"
+	"weave/plugin/engine"
 )
 
 // fabric is the mesh as the network driver sees it.
@@ -69,12 +70,13 @@ func (f fabric) Holder(segment string, addr netip.Addr) (driver.Holder, bool) {
 type pools struct {
 	allocator leaser
 	driver    addressBook
+	engine    networkLister
 	started   time.Time // leases that are older are from before this run
 
 	reclaiming sync.Mutex
 }
 
-// What pools needs of the allocator and the driver.
+// What pools needs of the allocator, the driver and the Engine.
 type (
 	leaser interface {
 		RequestPool(ctx context.Context, r ipam.PoolRequest) (ipam.PoolReply, error)
@@ -82,15 +84,22 @@ type (
 		RequestAddress(ctx context.Context, r ipam.AddressRequest) (netip.Prefix, error)
 		ReleaseAddress(ctx context.Context, poolID string, addr netip.Addr) error
 		Leases() []ipam.Lease
+		Status() []ipam.PoolStatus
 	}
 	addressBook interface {
-		HasSubnet(subnet netip.Prefix) bool
+		Networks() []driver.NetworkStatus
 		Endpoints() []driver.EndpointStatus
+	}
+	networkLister interface {
+		Networks(ctx context.Context) ([]engine.Network, error)
 	}
 )
 
-func newPools(a leaser, d addressBook) *pools {
-	return &pools{allocator: a, driver: d, started: time.Now()}
+// engineLimit bounds a question that Docker's call waits for.
+const engineLimit = 2 * time.Second
+
+func newPools(a leaser, d addressBook, e networkLister) *pools {
+	return &pools{allocator: a, driver: d, engine: e, started: time.Now()}
 }
 
 // RequestPool implements dockerapi.IpamDriver.
@@ -105,17 +114,15 @@ func (p *pools) ReleasePool(ctx context.Context, poolID string) error {
 }
 
 // RequestAddress implements dockerapi.IpamDriver. Docker does not say whether
-// an address is a container's or one that `--aux-address` keeps free; but the
-// latter it asks for before it creates the network.
+// an address is a container's or one that `--aux-address` keeps free, on all
+// hosts alike; but the latter it asks for while it creates a network.
 func (p *pools) RequestAddress(ctx context.Context, r dockerapi.RequestAddress) (netip.Prefix, error) {
 	kind := ipam.KindLease
 	switch {
 	case r.Gateway:
 		kind = ipam.KindGateway
-	case r.Address.IsValid():
-		if subnet, err := ipam.PoolOf(r.PoolID); err == nil && !p.driver.HasSubnet(subnet) {
-			kind = ipam.KindReserved
-		}
+	case r.Address.IsValid() && p.creating(ctx, r.PoolID):
+		kind = ipam.KindReserved
 	}
 	req := ipam.AddressRequest{PoolID: r.PoolID, Address: r.Address, Kind: kind}
 	got, err := p.allocator.RequestAddress(ctx, req)
@@ -123,6 +130,45 @@ func (p *pools) RequestAddress(ctx context.Context, r dockerapi.RequestAddress) 
 		return p.reclaim(ctx, req, err)
 	}
 	return got, err
+}
+
+// creating tells whether Docker may be creating a network with a pool: it has
+// requested the pool more often than there are networks that need it. Networks
+// of our own are known here; for those of other drivers the Engine is asked. It
+// does not answer while it starts, but then nobody creates a network either; and
+// what is taken for a container's in error is only refused to other hosts.
+func (p *pools) creating(ctx context.Context, poolID string) bool {
+	pool, err := ipam.PoolOf(poolID)
+	if err != nil {
+		return false
+	}
+	status := p.allocator.Status()
+	ours := 0
+	for _, n := range p.driver.Networks() {
+		if slices.Contains(n.Subnets, pool) {
+			ours++
+		}
+	}
+	if requests(status, pool) <= ours {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, engineLimit)
+	defer cancel()
+	listed, err := p.engine.Networks(ctx)
+	return err == nil && balance(status, listed)[poolID] > 0
+}
+
+// requests counts Docker's requests of a pool, by whatever ID.
+func requests(status []ipam.PoolStatus, pool netip.Prefix) int {
+	n := 0
+	for _, s := range status {
+		if s.Pool == pool {
+			for _, h := range s.Handles {
+				n += h.Refs
+			}
+		}
+	}
+	return n
 }
 
 // reclaim gives an address to the container that Docker names, if all that

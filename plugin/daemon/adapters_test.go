@@ -10,6 +10,7 @@ import (
 	"weave/driver"
 	"weave/ipam"
 	"weave/plugin/dockerapi"
+	"weave/plugin/engine"
 )
 
 // oneLease is an allocator that holds a single lease, or none.
@@ -41,11 +42,7 @@ func (o *oneLease) ReleaseAddress(context.Context, string, netip.Addr) error {
 	return nil
 }
 
-// oneNetwork is a driver with one network and perhaps an endpoint.
-type oneNetwork struct{ endpoints []driver.EndpointStatus }
-
-func (oneNetwork) HasSubnet(netip.Prefix) bool          { return true }
-func (o oneNetwork) Endpoints() []driver.EndpointStatus { return o.endpoints }
+func (o *oneLease) Status() []ipam.PoolStatus { return nil }
 
 // TestReclaim: dockerd was killed after it had leased an address for a
 // container and before it made the endpoint. Its next run asks for the address
@@ -67,7 +64,7 @@ func TestReclaim(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			allocator := &oneLease{}
-			p := newPools(allocator, oneNetwork{test.endpoints})
+			p := newPools(allocator, &fakeDriver{endpoints: test.endpoints}, &fakeEngine{})
 			allocator.held = &ipam.Lease{
 				PoolID: pool, Pool: netip.MustParsePrefix(pool), Addr: addr,
 				Kind: ipam.KindLease, Since: p.started.Add(test.since),
@@ -86,4 +83,59 @@ func TestReclaim(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestKindOfAddress: what a network keeps free is reserved, on a host that has
+// another network of that subnet already as on the first; what a container asks
+// for is leased, whatever the driver of its network is.
+func TestKindOfAddress(t *testing.T) {
+	subnet := netip.MustParsePrefix("10.40.0.0/16")
+	disk := newDiskLeaser(t, 0) // has requested the pool once: a network is being created
+	d, e := &fakeDriver{}, &fakeEngine{networks: map[string]engine.Network{}}
+	p := newPools(disk.allocator, d, e)
+	ask := func(a string, want ipam.Kind, wantErr error) {
+		t.Helper()
+		_, err := p.RequestAddress(t.Context(), dockerapi.RequestAddress{PoolID: disk.pool, Address: addr(a)})
+		if !errors.Is(err, wantErr) {
+			t.Errorf("%s: error %v, want %v", a, err, wantErr)
+		}
+		for _, l := range disk.allocator.Leases() {
+			if l.Addr == addr(a) && l.Kind != want {
+				t.Errorf("%s is of kind %s, want %s", a, l.Kind, want)
+			}
+		}
+	}
+	exists := func(id string, ours bool) {
+		e.networks[id] = engine.Network{ID: id, IPAM: engine.IPAM{Driver: "weave", Pools: []engine.Pool{{Subnet: subnet}}}}
+		if ours {
+			d.networks = append(d.networks, driver.NetworkStatus{ID: id, Subnets: []netip.Prefix{subnet}})
+		}
+	}
+	create := func() {
+		t.Helper()
+		if _, err := p.RequestPool(t.Context(), dockerapi.RequestPool{Pool: subnet}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask("10.40.0.9", ipam.KindReserved, nil)
+	exists("first", true)
+	e.noList = errors.New("the engine is starting") // nor is it asked
+	ask("10.40.0.10", ipam.KindLease, nil)
+	ask("10.40.0.10", ipam.KindLease, ipam.ErrInUse)
+
+	create() // a second one of our own, on a segment with a name
+	e.noList = nil
+	ask("10.40.0.9", ipam.KindReserved, nil)
+	ask("10.40.0.11", ipam.KindReserved, nil)
+	ask("10.40.0.10", ipam.KindLease, ipam.ErrInUse)
+	exists("second", true)
+
+	create() // and one of another driver
+	ask("10.40.0.12", ipam.KindReserved, nil)
+	exists("other", false)
+	ask("10.40.0.13", ipam.KindLease, nil)
+	ask("10.40.0.13", ipam.KindLease, ipam.ErrInUse)
+	ask("10.40.0.12", ipam.KindReserved, ipam.ErrInUse)
+	e.noList = errors.New("the engine is starting")
+	ask("10.40.0.14", ipam.KindLease, nil)
 }

@@ -214,7 +214,7 @@ func (d *daemon) run(ctx context.Context, p *parts) error {
 	g.Go(func() error { return d.watchDisk(ctx, p) })
 	g.Go(func() error { return p.watchRemovals(ctx, d.log) })
 	g.Go(func() error { return newReconciler(p, d.log).run(ctx) })
-	d.gate.open(dockerapi.Drivers{Network: p.driver, IPAM: newPools(p.allocator, p.driver)})
+	d.gate.open(dockerapi.Drivers{Network: p.driver, IPAM: newPools(p.allocator, p.driver, p.engine)})
 	return g.Wait()
 }
 

@@ -301,7 +301,8 @@ func (r *reconciler) dropLeases(ctx context.Context, last, now round, leases []i
 
 // needs tells whether somebody has a lease, or may have it.
 func (now *round) needs(l ipam.Lease, endpoints []driver.EndpointStatus) bool {
-	if slices.ContainsFunc(endpoints, func(e driver.EndpointStatus) bool { return holds(e, l) }) {
+	if slices.ContainsFunc(endpoints, func(e driver.EndpointStatus) bool { return holds(e, l) }) ||
+		slices.ContainsFunc(now.listed, func(n engine.Network) bool { return mayAskUs(n) && reserves(n, l) }) {
 		return true
 	}
 	for id := range now.users(l.Pool) {
@@ -337,6 +338,11 @@ func (now *round) users(pool netip.Prefix) map[string]bool {
 
 func hasSubnet(n engine.Network, pool netip.Prefix) bool {
 	return slices.ContainsFunc(n.IPAM.Pools, func(p engine.Pool) bool { return p.Subnet == pool })
+}
+
+// reserves tells whether a network keeps an address free.
+func reserves(n engine.Network, l ipam.Lease) bool {
+	return slices.ContainsFunc(n.IPAM.Pools, func(p engine.Pool) bool { return p.Subnet == l.Pool && slices.Contains(p.Reserved, l.Addr) })
 }
 
 // mayAskUs tells whether a network may have its addresses from us: it is not

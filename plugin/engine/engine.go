@@ -1,8 +1,9 @@
 // Package engine reads from the API of the local Docker Engine what the plugin
 // protocol does not tell: names, labels, and which endpoints still exist.
 //
-// It changes nothing in Docker and is for background work only: while dockerd
-// starts, or waits for an answer of the plugin, its API may not answer.
+// It changes nothing in Docker and is for background work: while dockerd starts,
+// or waits for an answer of the plugin, its API may not answer. Who asks while
+// dockerd waits, bounds the question and does without the answer.
 //
 // It is a client of its own, because moby's refuses what engine 20.10 says of
 // networks with an IPv6 pool ("Gateway": "::/0" is no address).
@@ -69,10 +70,11 @@ type IPAM struct {
 	Pools  []Pool
 }
 
-// Pool is a subnet of a network, and the part of it that addresses are leased
-// from if not from all of it.
+// Pool is a subnet of a network, the part of it that addresses are leased from
+// if not from all of it, and what of it is kept free by --aux-address.
 type Pool struct {
 	Subnet, Range netip.Prefix
+	Reserved      []netip.Addr // ascending
 }
 
 // Endpoint is a container's attachment to a network.
@@ -94,7 +96,10 @@ type inspected struct {
 	ConfigOnly bool
 	IPAM       struct {
 		Driver string
-		Config []struct{ Subnet, IPRange string }
+		Config []struct {
+			Subnet, IPRange    string
+			AuxiliaryAddresses map[string]string // by names that their user made up
+		}
 	}
 	Containers map[string]struct {
 		Name        string
@@ -141,7 +146,14 @@ func (raw inspected) network() Network {
 	for _, c := range raw.IPAM.Config {
 		if subnet, err := netip.ParsePrefix(c.Subnet); err == nil {
 			within, _ := netip.ParsePrefix(c.IPRange) // mostly empty
-			n.IPAM.Pools = append(n.IPAM.Pools, Pool{subnet.Masked(), within.Masked()})
+			pool := Pool{Subnet: subnet.Masked(), Range: within.Masked()}
+			for _, aux := range c.AuxiliaryAddresses {
+				if addr, err := netip.ParseAddr(aux); err == nil {
+					pool.Reserved = append(pool.Reserved, addr.Unmap())
+				}
+			}
+			slices.SortFunc(pool.Reserved, netip.Addr.Compare)
+			n.IPAM.Pools = append(n.IPAM.Pools, pool)
 		}
 	}
 	for container, c := range raw.Containers {

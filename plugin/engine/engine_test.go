@@ -44,7 +44,7 @@ func serve(t *testing.T, version string, h http.HandlerFunc) *Client {
 
 // answer is what engine 20.10 says of a network, shortened.
 const answer = `{"Name":"net1","Id":"abc123","Created":"2026-11-23T08:24:16.917340468Z","Scope":"local","Driver":"weave","EnableIPv6":true,
-"IPAM":{"Driver":"weave","Options":{},"Config":[{"Subnet":"10.97.0.0/24","IPRange":"10.97.0.0/28","Gateway":"0.0.0.0"},{"Subnet":"fd97::/64","Gateway":"::/0"}]},
+"IPAM":{"Driver":"weave","Options":{},"Config":[{"Subnet":"10.97.0.0/24","IPRange":"10.97.0.0/28","Gateway":"0.0.0.0","AuxiliaryAddresses":{"router":"10.97.0.9","dns":"10.97.0.8","odd":""}},{"Subnet":"fd97::/64","Gateway":"::/0"}]},
 "Containers":{
  "c2":{"Name":"web","EndpointID":"e2","MacAddress":"02:42:0a:61:00:03","IPv4Address":"10.97.0.3/24","IPv6Address":"fd97::3/64"},
  "ep-e1":{"Name":"gone","EndpointID":"e1","MacAddress":"","IPv4Address":"10.97.0.2/24","IPv6Address":""}},
@@ -64,7 +64,10 @@ func TestNetworkByID(t *testing.T) {
 	want := Network{
 		ID: "abc123", Name: "net1", Driver: "weave", Labels: map[string]string{"com.docker.compose.project": "shop"},
 		IPAM: IPAM{Driver: "weave", Pools: []Pool{
-			{netip.MustParsePrefix("10.97.0.0/24"), netip.MustParsePrefix("10.97.0.0/28")},
+			{
+				netip.MustParsePrefix("10.97.0.0/24"), netip.MustParsePrefix("10.97.0.0/28"),
+				[]netip.Addr{netip.MustParseAddr("10.97.0.8"), netip.MustParseAddr("10.97.0.9")},
+			},
 			{Subnet: netip.MustParsePrefix("fd97::/64")},
 		}},
 		Endpoints: []Endpoint{
@@ -105,7 +108,7 @@ func TestNetworks(t *testing.T) {
 		{ID: "b1", Name: "bridge", Driver: "bridge", IPAM: IPAM{"default", []Pool{{Subnet: netip.MustParsePrefix("172.17.0.0/16")}}}},
 		{ID: "b2", Name: "none", Driver: "null", IPAM: IPAM{Driver: "default"}},
 		{ID: "abc123", Name: "net1", Driver: "weave", IPAM: IPAM{"weavenet:latest", []Pool{
-			{netip.MustParsePrefix("10.97.0.0/24"), netip.MustParsePrefix("10.97.0.0/28")},
+			{Subnet: netip.MustParsePrefix("10.97.0.0/24"), Range: netip.MustParsePrefix("10.97.0.0/28")},
 		}}},
 		{ID: "b3", Name: "odd", Driver: "weave", IPAM: IPAM{"weave", []Pool{{Subnet: netip.MustParsePrefix("10.98.0.0/24")}}}},
 		{ID: "b4", Name: "bare", Driver: "x"},
