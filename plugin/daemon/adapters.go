@@ -143,19 +143,23 @@ func (p *pools) creating(ctx context.Context, poolID string) bool {
 		return false
 	}
 	status := p.allocator.Status()
-	ours := 0
-	for _, n := range p.driver.Networks() {
-		if slices.Contains(n.Subnets, pool) {
-			ours++
-		}
-	}
-	if requests(status, pool) <= ours {
+	if requests(status, pool) <= p.networks(pool) {
 		return false
 	}
 	ctx, cancel := context.WithTimeout(ctx, engineLimit)
 	defer cancel()
 	listed, err := p.engine.Networks(ctx)
 	return err == nil && balance(status, listed)[poolID] > 0
+}
+
+// networks counts the networks of our own that need a pool.
+func (p *pools) networks(pool netip.Prefix) (n int) {
+	for _, x := range p.driver.Networks() {
+		if slices.Contains(x.Subnets, pool) {
+			n++
+		}
+	}
+	return n
 }
 
 // requests counts Docker's requests of a pool, by whatever ID.
@@ -173,10 +177,14 @@ func requests(status []ipam.PoolStatus, pool netip.Prefix) int {
 
 // reclaim gives an address to the container that Docker names, if all that
 // holds it is a lease from before this run without an endpoint: dockerd was
-// killed between the two calls that make one, and has forgotten the first.
+// killed between the two calls that make one, and has forgotten the first. Where
+// networks of other drivers may have the pool, endpoints are not all known here.
 func (p *pools) reclaim(ctx context.Context, req ipam.AddressRequest, refusal error) (netip.Prefix, error) {
 	p.reclaiming.Lock()
 	defer p.reclaiming.Unlock()
+	if pool, err := ipam.PoolOf(req.PoolID); err != nil || requests(p.allocator.Status(), pool) > p.networks(pool) {
+		return netip.Prefix{}, refusal
+	}
 	for _, l := range p.allocator.Leases() {
 		if l.Addr != req.Address || l.PoolID != req.PoolID || l.Kind != ipam.KindLease || l.Since.After(p.started) {
 			continue

@@ -17,6 +17,7 @@ import (
 type oneLease struct {
 	leaser
 	held     *ipam.Lease
+	requests int // of the pool
 	released int
 }
 
@@ -42,7 +43,16 @@ func (o *oneLease) ReleaseAddress(context.Context, string, netip.Addr) error {
 	return nil
 }
 
-func (o *oneLease) Status() []ipam.PoolStatus { return nil }
+func (o *oneLease) Status() []ipam.PoolStatus {
+	handles := []ipam.HandleStatus{{ID: "10.40.0.0/16", Refs: o.requests}}
+	return []ipam.PoolStatus{{Pool: netip.MustParsePrefix("10.40.0.0/16"), Handles: handles}}
+}
+
+// poolUser is a network as the Engine knows it.
+func poolUser(id string) engine.Network {
+	pools := []engine.Pool{{Subnet: netip.MustParsePrefix("10.40.0.0/16")}}
+	return engine.Network{ID: id, IPAM: engine.IPAM{Driver: "weave", Pools: pools}}
+}
 
 // TestReclaim: dockerd was killed after it had leased an address for a
 // container and before it made the endpoint. Its next run asks for the address
@@ -55,16 +65,20 @@ func TestReclaim(t *testing.T) {
 		name      string
 		since     time.Duration // of the lease, from the start of the run
 		endpoints []driver.EndpointStatus
+		requests  int // of the pool; one is of our network's
 		want      bool
 	}{
-		{"left over", -time.Minute, nil, true},
-		{"an endpoint has it", -time.Minute, []driver.EndpointStatus{endpoint}, false},
-		{"its endpoint is being made", time.Minute, nil, false},
+		{"left over", -time.Minute, nil, 1, true},
+		{"an endpoint has it", -time.Minute, []driver.EndpointStatus{endpoint}, 1, false},
+		{"its endpoint is being made", time.Minute, nil, 1, false},
+		{"an endpoint of another driver may have it", -time.Minute, nil, 2, false},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			allocator := &oneLease{}
-			p := newPools(allocator, &fakeDriver{endpoints: test.endpoints}, &fakeEngine{})
+			allocator := &oneLease{requests: test.requests}
+			network := driver.NetworkStatus{ID: "n", Subnets: []netip.Prefix{netip.MustParsePrefix(pool)}}
+			both := map[string]engine.Network{"n": poolUser("n"), "o": poolUser("o")}
+			p := newPools(allocator, &fakeDriver{networks: []driver.NetworkStatus{network}, endpoints: test.endpoints}, &fakeEngine{networks: both})
 			allocator.held = &ipam.Lease{
 				PoolID: pool, Pool: netip.MustParsePrefix(pool), Addr: addr,
 				Kind: ipam.KindLease, Since: p.started.Add(test.since),
@@ -106,7 +120,7 @@ func TestKindOfAddress(t *testing.T) {
 		}
 	}
 	exists := func(id string, ours bool) {
-		e.networks[id] = engine.Network{ID: id, IPAM: engine.IPAM{Driver: "weave", Pools: []engine.Pool{{Subnet: subnet}}}}
+		e.networks[id] = poolUser(id)
 		if ours {
 			d.networks = append(d.networks, driver.NetworkStatus{ID: id, Subnets: []netip.Prefix{subnet}})
 		}
