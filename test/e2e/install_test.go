@@ -134,16 +134,22 @@ func givePassword(t *testing.T, h *dockerlab.Host) {
 // built already.
 func makeTarget(t *testing.T, h *dockerlab.Host, target string, variables ...string) string {
 	t.Helper()
+	out, err := tryTarget(t, h, target, variables...)
+	if err != nil {
+		t.Fatalf("make %s: %v\n%s", target, err, out)
+	}
+	return out
+}
+
+func tryTarget(t *testing.T, h *dockerlab.Host, target string, variables ...string) (string, error) {
+	t.Helper()
 	args := []string{"--no-print-directory", "-o", "plugin", target, "SUDO=", "BUILD=" + dockerlab.BuildDir(),
 		"DOCKER=docker -H unix://" + h.Path("/run/docker.sock")}
 	make := exec.Command("make", append(args, variables...)...)
 	make.Dir = dockerlab.ProjectDir()
 	make.Env = append(os.Environ(), "DOCKER_CONFIG="+t.TempDir(), "MAKEFLAGS=")
 	out, err := make.CombinedOutput()
-	if err != nil {
-		t.Fatalf("make %s: %v\n%s", target, err, out)
-	}
-	return string(out)
+	return string(out), err
 }
 
 // pluginSettings returns the plugin's environment as its engine has it.
