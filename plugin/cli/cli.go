@@ -60,6 +60,7 @@ The same subnet on two hosts is the same network.`,
 	root.PersistentFlags().StringVar(&a.socket, "socket", "",
 		"control socket of the plugin (default $"+socketEnv+", or "+defaultSocket+")")
 	root.AddCommand(a.statusCommand(), a.connectCommand(), a.forgetCommand(), a.rmpeerCommand(), a.versionCommand(), a.daemonCommand())
+	explainCompletion(root)
 	return root
 }
 

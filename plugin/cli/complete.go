@@ -13,6 +13,24 @@ import (
 // waiting.
 const completeLimit = 2 * time.Second
 
+// explainCompletion has the command that cobra adds say what to do with what it
+// prints.
+func explainCompletion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		if cmd.Name() != "completion" {
+			continue
+		}
+		cmd.Short = "Print a script by which a shell completes weave's commands"
+		cmd.Long = `Print a script by which a shell completes weave's commands, flags, and, for who
+may talk to the plugin, peers and addresses. Put it where the shell looks, and
+open a new shell. bash needs the package bash-completion.`
+		cmd.Example = `  weave completion bash | sudo tee /etc/bash_completion.d/weave >/dev/null
+  weave completion zsh | sudo tee /usr/local/share/zsh/site-functions/_weave >/dev/null
+  weave completion fish | sudo tee /etc/fish/completions/weave.fish >/dev/null`
+	}
+}
+
 // complete offers words that the status holds; none to who may not ask for it.
 func (a *app) complete(words func(control.Status) []string) cobra.CompletionFunc {
 	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {

@@ -53,7 +53,7 @@ func TestUninstallLeavesNothing(t *testing.T) {
 // traces lists what of Weave is in a host's kernel.
 func traces(t *testing.T, h *dockerlab.Host) (found []string) {
 	t.Helper()
-	for _, command := range []string{"ip -o link", "nft list ruleset", "iptables-save", "ip6tables-save", "iptables-legacy-save"} {
+	for _, command := range []string{"ip -o link", "nft list ruleset", "iptables-save", "ip6tables-save"} {
 		words := strings.Fields(command)
 		out, err := h.Run(words[0], words[1:]...)
 		if err != nil {
