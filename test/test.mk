@@ -7,7 +7,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # Tests on real Docker Engines run alone, after all others, and without the
 # race detector: what they test is other processes. The simulation comes first
 # of these: it needs all processors, and the detector makes it twenty times
-# slower.
+# slower. The benchmark, last, is a module of its own.
 LAB_PACKAGES := ./test/sim ./test/dockerlab ./test/e2e
 LAB_TIMEOUT  := 20m
 
@@ -24,6 +24,7 @@ check: vulncheck ## Run gofmt, vet, staticcheck, tidy, known vulnerabilities, ar
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) mod tidy -diff
+	cd test/bench && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./... && $(GO) mod tidy -diff
 	$(GO) test -count=1 ./test/arch
 
 # govulncheck's database is not reachable from everywhere.
@@ -36,7 +37,8 @@ vulncheck: ## Look for known vulnerabilities, where their database can be reache
 
 test: plugin ## Run all tests; those that need root skip without it, unless WEAVE_REQUIRE_ROOT=1
 	$(GO) run ./test/report -race $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
-		-- -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES)
+		-- -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
+		-- -C=test/bench -count=1 -short ./...
 
 # make sim N=1000000 SEED=1 runs that many schedules from that seed on.
 N    ?= 10000

@@ -1,5 +1,6 @@
 // Command report runs `go test` and says how it went: a line per package, the
-// output of what failed, and at the very end one line
+// output of what failed, a line with the reason per test that was skipped, and
+// at the very end one line
 //
 //	N passed, N failed, N skipped
 //
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 )
 
 func main() {
@@ -26,6 +28,7 @@ func main() {
 			ok = false
 		}
 	}
+	t.printSkips()
 	passed, failed, skipped := t.totals()
 	fmt.Printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped)
 	if !ok || failed > 0 || passed == 0 {
@@ -41,7 +44,7 @@ func split(args []string) [][]string {
 }
 
 func run(t *tally, args []string) error {
-	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
+	cmd := exec.Command("go", command(args)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -56,6 +59,15 @@ func run(t *tally, args []string) error {
 		return err
 	}
 	return readErr
+}
+
+// command puts -json in; go wants -C before all other flags.
+func command(args []string) []string {
+	first := 0
+	if len(args) > 0 && strings.HasPrefix(args[0], "-C=") {
+		first = 1
+	}
+	return slices.Concat([]string{"test"}, args[:first], []string{"-json"}, args[first:])
 }
 
 // eachLine hands over the lines of r, of any length.
