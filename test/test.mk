@@ -66,12 +66,15 @@ bench: plugin ## Measure Weave and others side by side, 15 minutes; BENCH=-help 
 	@build/bench/bench prepare || echo 'going on without it' >&2
 	@$(AS_ROOT) build/bench/bench $(BENCH)
 
+# LAB is the name of one demo among several.
+LAB ?=
+
 demo: plugin ## Bring up two Docker hosts on this machine, one network; shows that it works
 	@$(SUDO) test/packages.sh demo
-	@$(AS_ROOT) $(GO) run ./test/demo up
+	@$(AS_ROOT) $(GO) run ./test/demo up $(LAB)
 
 demo-down: ## Remove what demo made
-	@$(AS_ROOT) $(GO) run ./test/demo down
+	@$(AS_ROOT) $(GO) run ./test/demo down $(LAB)
 
 lab-sweep: ## Remove labs that killed test runs left behind
 	@$(AS_ROOT) $(GO) run ./test/demo sweep
