@@ -14,6 +14,10 @@ LAB_TIMEOUT  := 20m
 # sudo has a PATH of its own, which seldom has Go; users' often lacks sbin.
 AS_ROOT := $(if $(SUDO),$(SUDO) env "PATH=$$PATH:/usr/local/sbin:/usr/sbin:/sbin")
 
+# Nothing here is written in C. Without cgo, as the plugin is built, what is
+# compiled once serves checks, plugin and labs; the race detector needs cgo.
+export CGO_ENABLED = 0
+
 ##@ Check and test
 
 .PHONY: check vulncheck test sim scale bench demo demo-down lab-sweep
@@ -36,7 +40,7 @@ vulncheck: ## Look for known vulnerabilities, where their database can be reache
 	esac
 
 test: plugin ## Run all tests; those that need root skip without it, unless WEAVE_REQUIRE_ROOT=1
-	$(GO) run ./test/report -race $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
+	$(GO) run ./test/report CGO_ENABLED=1 -race $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
 		-- -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
 		-- -C=test/bench -count=1 -short ./...
 

@@ -4,8 +4,9 @@
 //
 //	N passed, N failed, N skipped
 //
-// Its arguments are those of go test; "--" begins another run, with arguments
-// of its own, that counts towards the same sum. It fails if a test or a build
+// Its arguments are those of go test, after NAME=VALUE for its environment; "--"
+// begins another run, with arguments of its own, that counts towards the same
+// sum. It fails if a test or a build
 // failed, or if nothing ran. It does not choose tests: see test.mk.
 package main
 
@@ -44,7 +45,9 @@ func split(args []string) [][]string {
 }
 
 func run(t *tally, args []string) error {
+	env, args := environment(args)
 	cmd := exec.Command("go", command(args)...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -59,6 +62,15 @@ func run(t *tally, args []string) error {
 		return err
 	}
 	return readErr
+}
+
+// environment cuts the variables off the front.
+func environment(args []string) (env, rest []string) {
+	n := 0
+	for n < len(args) && !strings.HasPrefix(args[n], "-") && strings.Contains(args[n], "=") {
+		n++
+	}
+	return args[:n], args[n:]
 }
 
 // command puts -json in; go wants -C before all other flags.

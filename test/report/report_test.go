@@ -80,6 +80,15 @@ func TestSkipsHaveReasons(t *testing.T) {
 	}
 }
 
+func TestEnvironment(t *testing.T) {
+	for args, want := range map[string]int{"A=1 B=2 -c=3 ./d": 2, "-c=3 A=1": 0, "./d A=1": 0, "": 0} {
+		env, rest := environment(strings.Fields(args))
+		if len(env) != want || strings.Join(append(env, rest...), " ") != args {
+			t.Errorf("%q: %q and %q", args, env, rest)
+		}
+	}
+}
+
 func TestCommand(t *testing.T) {
 	for args, want := range map[string]string{
 		"-race ./...":        "test -json -race ./...",
