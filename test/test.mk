@@ -7,7 +7,8 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # Tests on real Docker Engines run alone, after all others, and without the
 # race detector: what they test is other processes. The simulation comes first
 # of these: it needs all processors, and the detector makes it twenty times
-# slower. The benchmark, last, is a module of its own.
+# slower. The benchmark, last, is a module of its own. Nothing is vetted twice:
+# `make check` does that.
 LAB_PACKAGES := ./test/sim ./test/dockerlab ./test/e2e
 LAB_TIMEOUT  := 20m
 
@@ -40,9 +41,9 @@ vulncheck: ## Look for known vulnerabilities, where their database can be reache
 	esac
 
 test: plugin ## Run all tests; those that need root skip without it, unless WEAVE_REQUIRE_ROOT=1
-	$(GO) run ./test/report CGO_ENABLED=1 -race $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
-		-- -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
-		-- -C=test/bench -count=1 -short ./...
+	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
+		-- -vet=off -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
+		-- -C=test/bench -vet=off -count=1 -short ./...
 
 # make sim N=1000000 SEED=1 runs that many schedules from that seed on.
 N    ?= 10000
