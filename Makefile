@@ -43,7 +43,7 @@ plugin: build ## Lay out build/plugin for `docker plugin create`
 
 .PHONY: image
 image: build ## Build the same root file system with the Dockerfile, as image weave
-	$(DOCKER) build -t weave --build-arg 'BINARY=$(BUILD)/weave' .
+	tar -c Dockerfile -C '$(BUILD)' weave | $(DOCKER) build -t weave --build-arg BINARY=weave -
 
 .PHONY: clean
 clean: ## Remove build/

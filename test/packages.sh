@@ -28,6 +28,7 @@ need busybox-static static_busybox
 need ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
 if [ "${1:-}" != demo ]; then
 	need docker-compose have docker-compose
+	need nftables have nft
 fi
 
 if [ ${#missing[@]} -eq 0 ]; then

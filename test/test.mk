@@ -7,12 +7,17 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # Tests on real Docker Engines run alone, after all others, and without the
 # race detector: what they test is other processes. The simulation comes first
 # of these: it needs all processors, and the detector makes it twenty times
-# slower.
+# slower. The benchmark, last, is a module of its own. Nothing is vetted twice:
+# `make check` does that.
 LAB_PACKAGES := ./test/sim ./test/dockerlab ./test/e2e
 LAB_TIMEOUT  := 20m
 
 # sudo has a PATH of its own, which seldom has Go; users' often lacks sbin.
 AS_ROOT := $(if $(SUDO),$(SUDO) env "PATH=$$PATH:/usr/local/sbin:/usr/sbin:/sbin")
+
+# Nothing here is written in C. Without cgo, as the plugin is built, what is
+# compiled once serves checks, plugin and labs; the race detector needs cgo.
+export CGO_ENABLED = 0
 
 ##@ Check and test
 
@@ -24,6 +29,7 @@ check: vulncheck ## Run gofmt, vet, staticcheck, tidy, known vulnerabilities, ar
 	$(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
 	$(GO) mod tidy -diff
+	cd test/bench && $(GO) vet ./... && $(GO) run $(STATICCHECK) ./... && $(GO) mod tidy -diff
 	$(GO) test -count=1 ./test/arch
 
 # govulncheck's database is not reachable from everywhere.
@@ -35,8 +41,9 @@ vulncheck: ## Look for known vulnerabilities, where their database can be reache
 	esac
 
 test: plugin ## Run all tests; those that need root skip without it, unless WEAVE_REQUIRE_ROOT=1
-	$(GO) run ./test/report -race $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
-		-- -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES)
+	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
+		-- -vet=off -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
+		-- -C=test/bench -vet=off -count=1 -short ./...
 
 # make sim N=1000000 SEED=1 runs that many schedules from that seed on.
 N    ?= 10000
@@ -64,12 +71,15 @@ bench: plugin ## Measure Weave and others side by side, 15 minutes; BENCH=-help 
 	@build/bench/bench prepare || echo 'going on without it' >&2
 	@$(AS_ROOT) build/bench/bench $(BENCH)
 
+# LAB is the name of one demo among several.
+LAB ?=
+
 demo: plugin ## Bring up two Docker hosts on this machine, one network; shows that it works
 	@$(SUDO) test/packages.sh demo
-	@$(AS_ROOT) $(GO) run ./test/demo up
+	@$(AS_ROOT) $(GO) run ./test/demo up $(LAB)
 
 demo-down: ## Remove what demo made
-	@$(AS_ROOT) $(GO) run ./test/demo down
+	@$(AS_ROOT) $(GO) run ./test/demo down $(LAB)
 
 lab-sweep: ## Remove labs that killed test runs left behind
 	@$(AS_ROOT) $(GO) run ./test/demo sweep

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"weave/test/dockerlab"
 )
 
 func TestBadNetworks(t *testing.T) {
@@ -82,15 +85,31 @@ func TestBadCalls(t *testing.T) {
 		"huge":        `{"NetworkID":"` + strings.Repeat("x", 8<<20) + `"}`,
 	}
 	calls := []string{
-		"NetworkDriver.CreateNetwork", "NetworkDriver.CreateEndpoint", "NetworkDriver.Join",
-		"IpamDriver.RequestPool", "IpamDriver.RequestAddress",
+		"NetworkDriver.CreateNetwork", "NetworkDriver.DeleteNetwork", "NetworkDriver.CreateEndpoint", "NetworkDriver.DeleteEndpoint",
+		"NetworkDriver.EndpointOperInfo", "NetworkDriver.Join", "NetworkDriver.Leave",
+		"IpamDriver.RequestPool", "IpamDriver.ReleasePool", "IpamDriver.RequestAddress", "IpamDriver.ReleaseAddress",
+	}
+	fine := map[[2]string]string{
+		{"IpamDriver.RequestPool", "no fields"}:   "that asks for any pool",
+		{"IpamDriver.ReleasePool", "strange IDs"}: "what is not there is released",
 	}
 	for _, call := range calls {
 		for name, body := range bodies {
-			if call == "IpamDriver.RequestPool" && name == "no fields" {
-				continue // that asks for any pool
+			if fine[[2]string{call, name}] != "" {
+				continue
 			}
 			if err := callFails(client, call, body); err != nil {
+				t.Errorf("%s with body %s: %v", call, name, err)
+			}
+		}
+	}
+	for _, call := range []string{ // answered alike whatever they say
+		"NetworkDriver.GetCapabilities", "NetworkDriver.GwAllocCheck", "NetworkDriver.DiscoverNew", "NetworkDriver.DiscoverDelete",
+		"NetworkDriver.ProgramExternalConnectivity", "NetworkDriver.RevokeExternalConnectivity",
+		"IpamDriver.GetCapabilities", "IpamDriver.GetDefaultAddressSpaces",
+	} {
+		for name, body := range bodies {
+			if err := callFails(client, call, body); err == nil || !strings.Contains(err.Error(), "status 200") {
 				t.Errorf("%s with body %s: %v", call, name, err)
 			}
 		}
@@ -138,9 +157,36 @@ func callFails(client *http.Client, call, body string) error {
 // says so in its status.
 func TestBadSettings(t *testing.T) {
 	beside(t)
-	h := spareHost(t, map[string]string{"WEAVE_IPALLOC_RANGE": "ten"})
-	refused(t, h, []string{"WEAVE_IPALLOC_RANGE", "ten"}, "network", "create", "-d", "weave", "--ipam-driver", "weave", "--subnet", subnet(), "n")
-	if out := weave(t, h, "status"); !strings.Contains(out, "WEAVE_IPALLOC_RANGE") {
-		t.Errorf("the status does not name the setting:\n%s", out)
+	h := spareHost(t, nil)
+	for _, test := range []struct{ setting, bad string }{
+		{"WEAVE_IPALLOC_RANGE", "ten"},
+		{"WEAVE_IPALLOC_RANGE", "10.0.0.0/31"},
+		{"WEAVE_PORT", "http"},
+		{"WEAVE_PORT", "70000"},
+		{"WEAVE_PEERS", "a:b:c"},
+		{"WEAVE_ADDRESS", "nowhere"},
+		{"WEAVE_ADDRESS", "192.0.2.1"},
+		{"WEAVE_MTU", "12"},
+		{"WEAVE_LOG_LEVEL", "loud"},
+		{"WEAVE_PASSWORD_FILE", "no-such-file"},
+	} {
+		t.Run(test.setting+"="+test.bad, func(t *testing.T) {
+			set(t, h, test.setting, test.bad)
+			refused(t, h, []string{test.setting, test.bad}, creation(uniqueName("bad"), "--subnet", subnet())...)
+			if out := weave(t, h, "status"); !strings.Contains(out, test.setting) || !strings.Contains(out, test.bad) {
+				t.Errorf("the status does not name the setting:\n%s", out)
+			}
+			set(t, h, test.setting, "")
+		})
+	}
+	run(t, h, network(t, []*dockerlab.Host{h}, "--subnet", subnet()), nil)
+}
+
+// set changes a setting of the plugin, as a person does: while it is disabled.
+func set(t *testing.T, h *dockerlab.Host, setting, value string) {
+	t.Helper()
+	err := errors.Join(h.DisablePlugin(), h.SetPlugin(map[string]string{setting: value}), h.EnablePlugin())
+	if err != nil {
+		t.Fatal(err)
 	}
 }

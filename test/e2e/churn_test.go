@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -44,10 +45,10 @@ func TestChurn(t *testing.T) {
 	for _, h := range hs { // the first one ever makes docker_gwbridge
 		docker(t, h, "run", "--rm", "--net", net, dockerlab.Image, "true")
 	}
-	linksBefore, useBefore := links(t, hs), poolUse(t, hs, sub)
+	linksBefore, rulesBefore, useBefore := links(t, hs), rules(t, hs), poolUse(t, hs, sub)
 	addresses := held{by: map[string]string{}}
 	var group errgroup.Group
-	group.SetLimit(workers)
+	group.SetLimit(2 * workers)
 	for i := range batches {
 		h := hs[i%len(hs)]
 		group.Go(func() error { return runAndRemove(h, net, fmt.Sprintf("churn-%d", i), batch, &addresses) })
@@ -61,6 +62,9 @@ func TestChurn(t *testing.T) {
 	eventually(t, soon, func() error {
 		if after := links(t, hs); !slices.Equal(after, linksBefore) {
 			return fmt.Errorf("links were %v, are %v", linksBefore, after)
+		}
+		if after := rules(t, hs); after != rulesBefore {
+			return fmt.Errorf("packet filters were %s, are %s", rulesBefore, after)
 		}
 		if after := poolUse(t, hs, sub); after != useBefore {
 			return fmt.Errorf("use of the pool was %+v, is %+v", useBefore, after)
@@ -105,6 +109,21 @@ func addressOf(h *dockerlab.Host, container, net string) (string, error) {
 		err = fmt.Errorf("%s has no address", container)
 	}
 	return address, err
+}
+
+// rules returns the packet filters of all hosts, ours and Docker's, without
+// their counters.
+func rules(t *testing.T, hosts []*dockerlab.Host) string {
+	t.Helper()
+	var all strings.Builder
+	for _, h := range hosts {
+		listed, err := h.Run("nft", "--stateless", "list", "ruleset")
+		if err != nil {
+			t.Error(err)
+		}
+		fmt.Fprintln(&all, h.Name(), listed)
+	}
+	return all.String()
 }
 
 // links returns the links of all hosts in order.

@@ -7,9 +7,11 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
+	"weave/plugin/control"
 	"weave/test/dockerlab"
 	"weave/test/netlab"
 )
@@ -79,11 +81,11 @@ func TestDockersOwnIPAMClash(t *testing.T) {
 		})
 	}
 	first := run(t, hs[0], name, nil)
-	refuse := []string{nickname(hs[0]), "--ipam-driver weave", first.ip()}
-	eventually(t, soon, func() error { // the endpoint's record must have crossed
-		out, err := hs[1].Docker("run", "--rm", "--net", name, dockerlab.Image, "true")
-		if err == nil {
-			return fmt.Errorf("the clashing container ran: %s", out)
+	refuse := []string{nickname(hs[0]), first.name, "--ipam-driver weave", first.ip()}
+	eventually(t, soon, func() error { // the endpoint's record must have crossed, with the name
+		s := status(t, hs[1])
+		if !slices.ContainsFunc(s.Endpoints, func(e control.Endpoint) bool { return e.Container == first.name }) {
+			return fmt.Errorf("%s does not know %s: %+v", hs[1].Name(), first.name, s.Endpoints)
 		}
 		return nil
 	})

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
 	"weave/plugin/control"
@@ -67,6 +68,10 @@ func TestMain(m *testing.M) {
 			fmt.Fprintln(os.Stderr, "lab:", err)
 			code = 1
 		}
+	}
+	if err := goleak.Find(); code == 0 && err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
 	}
 	os.Exit(code)
 }

@@ -44,28 +44,47 @@ func TestInstall(t *testing.T) {
 	}
 }
 
+// TestImage: `make image` makes one that holds the binary, wherever that was
+// built.
+func TestImage(t *testing.T) {
+	beside(t)
+	h, build := emptyHost(t), t.TempDir()
+	binary, err := os.ReadFile(filepath.Join(pluginDir(), "rootfs", "weave"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(build, "weave"), binary, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	makeTarget(t, h, "image", "-o", "build", "BUILD="+build)
+	if out := docker(t, h, "run", "--rm", "--net=none", "--entrypoint=/weave", "weave", "--help"); !strings.Contains(out, "Usage:") {
+		t.Errorf("the image's weave says %q", out)
+	}
+}
+
 // TestDemo: `make demo` shows what it promises, and `make demo-down` leaves
 // nothing.
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	requireRoot(t)
 	lab := netlab.UniqueName()
-	demo := func(verb string) string {
-		cmd := exec.Command("go", "run", "./test/demo", verb, lab)
+	demo := func(target string) string {
+		cmd := exec.Command("make", "--no-print-directory", "-o", "plugin", target, "LAB="+lab)
 		cmd.Dir = dockerlab.ProjectDir()
+		cmd.Env = append(os.Environ(), "MAKEFLAGS=")
 		out, err := cmd.CombinedOutput()
 		if err != nil {
-			t.Errorf("demo %s: %v\n%s", verb, err, out)
+			t.Errorf("make %s: %v\n%s", target, err, out)
 		}
 		return string(out)
 	}
 	t.Cleanup(func() {
-		demo("down")
+		demo("demo-down")
 		if left, err := filepath.Glob("/run/netns/" + lab + "*"); err != nil || len(left) > 0 {
 			t.Errorf("left behind: %v %v", left, err)
 		}
 	})
-	out := demo("up")
+	out := demo("demo")
 	for _, words := range []string{
 		"h2# docker network create -d weave", "3 packets received", "hello from", " Gbit/s", "h2# weave status", "Peers: 1 of 1 up",
 	} {

@@ -39,6 +39,11 @@ func TestIsolation(t *testing.T) {
 			attacker.exec("tool", "unreachable", "-timeout=1s", victim.ip()+":7000")
 		}
 	})
+	t.Run("through docker_gwbridge", func(t *testing.T) {
+		for _, victim := range []container{near, far} {
+			aside(attacker.in(t), victim.in(t))
+		}
+	})
 	near.exec("tool", "send", "udp", far.ip()+":7000") // no ARP cache is poisoned
 	t.Run("the sniffer sees what is on its own network", func(t *testing.T) {
 		for _, way := range []struct{ from, to container }{{near, far}, {far, near}} {
@@ -48,6 +53,37 @@ func TestIsolation(t *testing.T) {
 			}
 		}
 	})
+}
+
+// aside attacks by the interface that Docker adds for the world outside: the
+// victim's address as if it were a neighbour there, as if it were behind the
+// gateway, and as if the gateway were the victim's host.
+func aside(attacker, victim container) {
+	attacker.t.Helper()
+	t, ip := attacker.t, victim.ip()
+	out, in := attacker.outside(), victim.outside()
+	gateway := docker(t, attacker.host, "network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "docker_gwbridge")
+	route := []string{"ip", "route", "replace", ip + "/32", "dev", out.Name}
+	attacker.exec(route...)
+	attacker.exec("arp", "-i", out.Name, "-s", ip, in.MAC)
+	attacker.exec("tool", "unreachable", "-timeout=1s", ip+":7000")
+	attacker.exec("arp", "-i", out.Name, "-d", ip)
+	attacker.exec(append(route, "via", gateway)...)
+	attacker.exec("tool", "unreachable", "-timeout=1s", ip+":7000")
+	attacker.exec("ip", "route", "del", ip+"/32")
+}
+
+// outside returns the container's interface on docker_gwbridge.
+func (c container) outside() iface {
+	c.t.Helper()
+	inside := c.iface().Name
+	for _, i := range c.ifaces() {
+		if i.Name != inside {
+			return i
+		}
+	}
+	c.t.Fatalf("%s has only %s", c.name, inside)
+	return iface{}
 }
 
 // forge sends frames from one container as if it were on the other's network,

@@ -2,13 +2,18 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"weave/mesh/wire"
 	"weave/plugin/control"
 	"weave/test/dockerlab"
 )
@@ -68,12 +73,20 @@ func TestNothingReadableOnTheWire(t *testing.T) {
 func TestStrangersStayOut(t *testing.T) {
 	beside(t)
 	hs := hosts(t, 2)
-	for name, wrong := range map[string]string{"wrong password": "tr0ub4dor&3", "no password": ""} {
-		t.Run(name, func(t *testing.T) {
+	for _, test := range []struct{ name, password, plugin, why string }{
+		{"wrong password", "tr0ub4dor&3", pluginDir(), "password"},
+		{"no password", "", pluginDir(), "password"},
+		{"other protocol version", password, otherVersion(t), "protocol version"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			stranger := spareHost(t, map[string]string{"WEAVE_PASSWORD": wrong, "WEAVE_PEERS": seed})
-			saysPassword(t, stranger, hs[0])
-			saysPassword(t, hs[0], stranger)
+			stranger := emptyHost(t)
+			settings := map[string]string{"WEAVE_PASSWORD": test.password, "WEAVE_PEERS": seed, "WEAVE_NICKNAME": nickname(stranger)}
+			if err := stranger.InstallPlugin(test.plugin, settings); err != nil {
+				t.Fatal(err)
+			}
+			saysWhy(t, stranger, hs[0], test.why)
+			saysWhy(t, hs[0], stranger, test.why)
 			inside, outside := strangersContainers(t, hs[0], stranger)
 			if _, err := outside.try("ping", "-c2", "-W1", inside.ip()); err == nil {
 				t.Error("the stranger reaches a container")
@@ -90,24 +103,59 @@ func TestStrangersStayOut(t *testing.T) {
 	}
 }
 
-// saysPassword waits until the host's status blames the password for the
-// trouble with the other.
-func saysPassword(t *testing.T, h, other *dockerlab.Host) {
+// otherVersion makes the plugin as it is, but for the number of its protocol.
+func otherVersion(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	original := filepath.Join(dockerlab.ProjectDir(), "mesh", "wire", "wire.go")
+	source, err := os.ReadFile(original)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := fmt.Appendf(nil, "const Version = %d\n", wire.Version)
+	changed := bytes.Replace(source, ours, []byte("const Version = 99\n"), 1)
+	if bytes.Equal(changed, source) {
+		t.Fatalf("no %q in %s", ours, original)
+	}
+	replacement, overlay := filepath.Join(dir, "wire.go"), filepath.Join(dir, "overlay.json")
+	replace, err := json.Marshal(map[string]any{"Replace": map[string]string{original: replacement}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	plugin := filepath.Join(dir, "plugin")
+	err = errors.Join(os.WriteFile(replacement, changed, 0o644), os.WriteFile(overlay, replace, 0o644),
+		os.CopyFS(plugin, os.DirFS(pluginDir())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-overlay="+overlay,
+		"-o", filepath.Join(plugin, "rootfs", "weave"), "./plugin")
+	build.Dir = dockerlab.ProjectDir()
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	return plugin
+}
+
+// saysWhy waits until the host's status names the reason for the trouble with
+// the other, for programs and on the screen.
+func saysWhy(t *testing.T, h, other *dockerlab.Host, why string) {
 	t.Helper()
 	address := other.Net().IP4()
 	eventually(t, 2*soon, func() error {
 		s := status(t, h)
 		blamed := slices.ContainsFunc(s.Refusals, func(r control.Refusal) bool {
-			return r.Address == address && strings.Contains(r.Why, "password")
+			return r.Address == address && strings.Contains(r.Why, why)
 		})
 		blamed = blamed || slices.ContainsFunc(s.Seeds, func(s control.Seed) bool {
-			return strings.HasPrefix(s.Address, address.String()+":") && strings.Contains(s.Error, "password")
+			return strings.HasPrefix(s.Address, address.String()+":") && strings.Contains(s.Error, why)
 		})
 		if !blamed {
-			return fmt.Errorf("%s does not name the password: refusals %v, seeds %v", h.Name(), s.Refusals, s.Seeds)
+			return fmt.Errorf("%s does not name the %s: refusals %v, seeds %v", h.Name(), why, s.Refusals, s.Seeds)
 		}
-		if out := weave(t, h, "status"); !strings.Contains(out, address.String()) {
-			return fmt.Errorf("the screen does not show %s:\n%s", address, out)
+		if out := weave(t, h, "status"); !strings.Contains(out, address.String()) || !strings.Contains(out, why) {
+			return fmt.Errorf("the screen does not show %s and %s:\n%s", address, why, out)
 		}
 		return nil
 	})
@@ -166,4 +214,57 @@ func TestJunkAndReplays(t *testing.T) {
 	if after := pluginPIDs(t, hs); after != before {
 		t.Errorf("plugins were %s, are %s", before, after)
 	}
+}
+
+// TestReplaysAreNotDelivered counts: a datagram that is sent again, as it was on
+// the wire, brings its text no second time. What comes first to the one socket
+// is read first, so the last text shows that all replays were.
+func TestReplaysAreNotDelivered(t *testing.T) {
+	hs := hosts(t, 2)
+	net := network(t, hs, "--subnet", subnet())
+	listener := run(t, hs[0], net, nil, "tool", "listen", "-count=4", "-timeout=1m", ":9000")
+	sender := run(t, hs[1], net, nil)
+	sender.reaches(listener.ip(), soon)
+	heard := func(want ...string) {
+		t.Helper()
+		eventually(t, soon, func() error {
+			var texts []string
+			for line := range strings.Lines(docker(t, hs[0], "logs", listener.name)) {
+				if _, text, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
+					texts = append(texts, text)
+				}
+			}
+			if !slices.Equal(texts, want) {
+				return fmt.Errorf("heard %q, want %q", texts, want)
+			}
+			return nil
+		})
+	}
+	say := func(text string) {
+		sender.exec("tool", "cast", "-i", sender.iface().Name, "-text="+text, listener.ip()+":9000")
+	}
+	capture, err := common.lab.Net().Capture()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"one", "two", "three"} {
+		say(text)
+	}
+	heard("one", "two", "three")
+	frames, err := capture.Stop()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var datagrams [][]byte
+	for _, frame := range frames {
+		if datagram := weaveDatagram(frame); len(datagram) > 0 {
+			datagrams = append(datagrams, datagram, datagram)
+		}
+	}
+	slices.Reverse(datagrams)
+	if err := sendJunk(hs[1], "udp", seed+":6783", datagrams); err != nil {
+		t.Error(err)
+	}
+	say("end")
+	heard("one", "two", "three", "end")
 }

@@ -1,10 +1,12 @@
 // Command report runs `go test` and says how it went: a line per package, the
-// output of what failed, and at the very end one line
+// output of what failed, a line with the reason per test that was skipped, and
+// at the very end one line
 //
 //	N passed, N failed, N skipped
 //
-// Its arguments are those of go test; "--" begins another run, with arguments
-// of its own, that counts towards the same sum. It fails if a test or a build
+// Its arguments are those of go test, after NAME=VALUE for its environment; "--"
+// begins another run, with arguments of its own, that counts towards the same
+// sum. It fails if a test or a build
 // failed, or if nothing ran. It does not choose tests: see test.mk.
 package main
 
@@ -15,6 +17,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 )
 
 func main() {
@@ -26,6 +29,7 @@ func main() {
 			ok = false
 		}
 	}
+	t.printSkips()
 	passed, failed, skipped := t.totals()
 	fmt.Printf("%d passed, %d failed, %d skipped\n", passed, failed, skipped)
 	if !ok || failed > 0 || passed == 0 {
@@ -41,7 +45,9 @@ func split(args []string) [][]string {
 }
 
 func run(t *tally, args []string) error {
-	cmd := exec.Command("go", append([]string{"test", "-json"}, args...)...)
+	env, args := environment(args)
+	cmd := exec.Command("go", command(args)...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -56,6 +62,24 @@ func run(t *tally, args []string) error {
 		return err
 	}
 	return readErr
+}
+
+// environment cuts the variables off the front.
+func environment(args []string) (env, rest []string) {
+	n := 0
+	for n < len(args) && !strings.HasPrefix(args[n], "-") && strings.Contains(args[n], "=") {
+		n++
+	}
+	return args[:n], args[n:]
+}
+
+// command puts -json in; go wants -C before all other flags.
+func command(args []string) []string {
+	first := 0
+	if len(args) > 0 && strings.HasPrefix(args[0], "-C=") {
+		first = 1
+	}
+	return slices.Concat([]string{"test"}, args[:first], []string{"-json"}, args[first:])
 }
 
 // eachLine hands over the lines of r, of any length.

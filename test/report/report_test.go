@@ -59,6 +59,48 @@ func TestTotals(t *testing.T) {
 	}
 }
 
+// TestSkipsHaveReasons: a sum with skips says which tests, and why.
+func TestSkipsHaveReasons(t *testing.T) {
+	const events = `{"Action":"output","Package":"p","Test":"A/b","Output":"=== RUN   A/b\n"}
+{"Action":"output","Package":"p","Test":"A/b","Output":"    a_test.go:7: needs root\n"}
+{"Action":"output","Package":"p","Test":"A/b","Output":"    --- SKIP: A/b (0.00s)\n"}
+{"Action":"skip","Package":"p","Test":"A/b"}
+{"Action":"pass","Package":"p","Test":"A"}
+{"Action":"skip","Package":"p","Test":"C"}
+{"Action":"skip","Package":"no/tests"}`
+	var out strings.Builder
+	tally := newTally(&out)
+	if err := eachLine(strings.NewReader(events), tally.add); err != nil {
+		t.Fatal(err)
+	}
+	out.Reset()
+	tally.printSkips()
+	if want := "skip p A/b: a_test.go:7: needs root\nskip p C: no reason given\n"; out.String() != want {
+		t.Errorf("printed %q, want %q", out.String(), want)
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	for args, want := range map[string]int{"A=1 B=2 -c=3 ./d": 2, "-c=3 A=1": 0, "./d A=1": 0, "": 0} {
+		env, rest := environment(strings.Fields(args))
+		if len(env) != want || strings.Join(append(env, rest...), " ") != args {
+			t.Errorf("%q: %q and %q", args, env, rest)
+		}
+	}
+}
+
+func TestCommand(t *testing.T) {
+	for args, want := range map[string]string{
+		"-race ./...":        "test -json -race ./...",
+		"-C=dir -race ./...": "test -C=dir -json -race ./...",
+		"":                   "test -json",
+	} {
+		if got := strings.Join(command(strings.Fields(args)), " "); got != want {
+			t.Errorf("%q gave %q, want %q", args, got, want)
+		}
+	}
+}
+
 func TestSplit(t *testing.T) {
 	got := split([]string{"-race", "./a", "--", "./b"})
 	want := [][]string{{"-race", "./a"}, {"./b"}}

@@ -29,6 +29,7 @@ type tally struct {
 	results map[key]string // test or package -> pass, fail, skip
 	output  map[key]*strings.Builder
 	open    map[string]bool // packages that have begun and not ended
+	skips   []string        // tests and why, a line each
 }
 
 func newTally(out io.Writer) *tally {
@@ -52,6 +53,9 @@ func (t *tally) add(line []byte) {
 		t.print(k, e.Output)
 	case "pass", "fail", "skip":
 		t.results[k] = e.Action
+		if e.Action == "skip" && e.Test != "" {
+			t.skips = append(t.skips, fmt.Sprintf("skip %s %s: %s", e.Package, e.Test, t.reason(k)))
+		}
 		if e.Test == "" {
 			t.endPackage(e)
 		}
@@ -88,6 +92,27 @@ func (t *tally) printFailures(pkg string) {
 	slices.Sort(failed)
 	for _, test := range failed {
 		fmt.Fprint(t.out, t.output[key{pkg, test}])
+	}
+}
+
+// reason is what a test said last: why it skips.
+func (t *tally) reason(k key) string {
+	why := "no reason given"
+	if t.output[k] == nil {
+		return why
+	}
+	for line := range strings.Lines(t.output[k].String()) {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "--- ") && !strings.HasPrefix(line, "=== ") {
+			why = line
+		}
+	}
+	return why
+}
+
+// printSkips names what the sum counts as skipped.
+func (t *tally) printSkips() {
+	for _, line := range t.skips {
+		fmt.Fprintln(t.out, line)
 	}
 }
 

@@ -37,6 +37,7 @@ func verbs() map[string]verb {
 		"echo":        {"tcp|udp ADDR", "send back what comes", echo},
 		"send":        {"tcp|udp ADDR", "send -text to an echo server and print the answer", send},
 		"hold":        {"ADDR", "keep one TCP connection to an echo server busy until SIGTERM; fail if it breaks", hold},
+		"pulse":       {"ADDR", "ask a UDP echo server all the time, and print how long it was silent, until SIGTERM", pulse},
 		"listen":      {"ADDR", "print -count datagrams to ADDR, a multicast group on -i or :PORT", listen},
 		"cast":        {"ADDR", "send -text to a multicast or broadcast address by -i", cast},
 		"sniff":       {"", "fail if a frame with -text arrives on -i within -timeout", sniff},

@@ -177,6 +177,50 @@ func hold(ctx context.Context, _ options, args []string) error {
 	}
 }
 
+const (
+	pulseEvery = 10 * time.Millisecond
+	pulseLine  = 100 * time.Millisecond // at least, between two lines
+)
+
+// pulse sends a datagram every 10 ms, answered or not, so that nothing but the
+// path itself is in what it prints: the longest time without an answer since
+// the line before.
+func pulse(ctx context.Context, _ options, args []string) error {
+	c, err := net.Dial("udp", args[0])
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	defer closeWith(ctx, c)()
+	go func() {
+		tick := time.NewTicker(pulseEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			_, _ = c.Write([]byte{0}) // what is refused is silence
+		}
+	}()
+	var longest time.Duration
+	answer, last := make([]byte, 1), time.Now()
+	for printed := last; ; {
+		if _, err := c.Read(answer); err != nil && ctx.Err() != nil {
+			return nil
+		} else if err != nil {
+			continue
+		}
+		now := time.Now()
+		longest, last = max(longest, now.Sub(last)), now
+		if now.Sub(printed) >= pulseLine {
+			fmt.Println("silent for", longest)
+			longest, printed = 0, now
+		}
+	}
+}
+
 func sink(ctx context.Context, _ options, args []string) error {
 	return acceptAll(ctx, args[0], func(c net.Conn) {
 		io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{c}, make([]byte, 1<<20))
