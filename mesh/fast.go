@@ -47,6 +47,20 @@ func (s sealed) Path(p id.PeerID) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
+// Away implements vxlan.Mesh.
+func (s sealed) Away() (away []netip.Addr) {
+	for _, p := range s.n.known.list() {
+		if _, linked := s.Path(p); linked {
+			continue
+		}
+		kp, _ := s.n.known.get(p)
+		for _, c := range kp.Candidates {
+			away = append(away, c.Addr())
+		}
+	}
+	return away
+}
+
 // SendReport implements vxlan.Mesh. One that is lost is followed by others.
 func (s sealed) SendReport(p id.PeerID, body []byte) {
 	if link := s.n.transport.Link(p); link != nil {

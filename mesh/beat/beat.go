@@ -79,6 +79,7 @@ type Path struct {
 
 	misses, hits, need int
 	upSince            time.Time
+	told               time.Time // when the peer last said anything
 
 	// unheard is when the first full probe was sent that is not known to have
 	// arrived, nor any after it; zero for none.
@@ -131,21 +132,23 @@ func (p *Path) Report(now time.Time, r Report) {
 	if full {
 		p.unheard = time.Time{}
 	}
+	away := now.Sub(p.told) > fresh
+	p.told = now
 	if p.Up() {
-		p.whileUp(now, short)
+		p.whileUp(now, short, away)
 	} else {
 		p.whileDown(now, short, full)
 	}
 }
 
-func (p *Path) whileUp(now time.Time, short bool) {
+func (p *Path) whileUp(now time.Time, short, away bool) {
 	switch {
 	case !short:
 		if p.misses++; p.misses == maxMisses {
 			p.fall(now, Silent)
 		}
 		return
-	case p.misses > 0: // the peer may have been away
+	case p.misses > 0 || away: // what it says of full probes may be old
 		p.misses, p.unheard = 0, time.Time{}
 	case !p.unheard.IsZero() && now.Sub(p.unheard) >= fullPatience:
 		p.fall(now, Cut)

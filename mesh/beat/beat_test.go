@@ -155,13 +155,22 @@ func TestPeerThatSaysNothing(t *testing.T) {
 	l.until(t, true)
 	l.dead = true
 	l.run(time.Minute)
-	l.heard = Report{} // a new run of it
 	l.dead = false
 	l.now = l.now.Add(Interval / 2)
-	l.Report(l.now, Report{})
-	l.run(10 * time.Second)
-	if !l.Up() || l.falls > 0 {
-		t.Errorf("the path fell %d times, state %d", l.falls, l.State())
+	first := map[string]Report{
+		"nothing":       {},
+		"a short probe": {Any: l.sent[(l.count-1)%remembered].Seq}, // and full ones not yet
+	}
+	for name, r := range first {
+		l, path := *l, *l.Path
+		l.Path = &path
+		l.heard = r // a new run of it
+		l.Report(l.now, r)
+		fell := !l.Up()
+		l.run(10 * time.Second)
+		if fell || !l.Up() || l.falls > 0 {
+			t.Errorf("after it heard %s the path fell %d times, state %d", name, l.falls, l.State())
+		}
 	}
 }
 

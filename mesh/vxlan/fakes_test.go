@@ -232,6 +232,7 @@ type fakeHost struct {
 	kernel  *fakeKernel
 	guard   *fakeGuard
 	dead    bool // the plugin is not running
+	removed bool // from the cluster
 	carried map[string][]id.PeerID
 	learned []string
 	changed int
@@ -275,6 +276,16 @@ func (h *fakeHost) Path(p id.PeerID) (netip.AddrPort, bool) {
 		}
 	}
 	return netip.AddrPort{}, false
+}
+
+// Away tells of all hosts of the world that are still in the cluster.
+func (h *fakeHost) Away() (away []netip.Addr) {
+	for _, other := range h.w.hosts {
+		if _, ok := h.Path(other.self); !ok && other != h && !other.removed {
+			away = append(away, other.addr.Addr())
+		}
+	}
+	return away
 }
 
 func (h *fakeHost) SendReport(p id.PeerID, body []byte) {

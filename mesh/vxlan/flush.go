@@ -127,7 +127,7 @@ func (s *Switch) want(g *segment, x slot) opinion {
 	case Neighbour:
 		mac, at, ok := g.endpoints.LookupIP(x.Addr)
 		if !ok || at.Local {
-			return opinion{unsure: !ok && s.early()}
+			return opinion{unsure: !ok && s.keeps(g, g.table.set[x].MAC)}
 		}
 		return wanted(Entry{Kind: Neighbour, MAC: mac, Addr: x.Addr})
 	case Flood:
@@ -136,41 +136,48 @@ func (s *Switch) want(g *segment, x slot) opinion {
 	return s.wantPort(g, x.MAC)
 }
 
-// early reports whether the mesh may not have told all yet.
-func (s *Switch) early() bool { return !s.graceEnd.IsZero() }
+// early reports whether the mesh may not have told all yet that concerns a host
+// at an address.
+func (s *Switch) early(a netip.Addr) bool {
+	_, away := s.away[a]
+	return away || !s.graceEnd.IsZero()
+}
+
+// keeps is early for the host that has a MAC address according to the VXLAN
+// device.
+func (s *Switch) keeps(g *segment, mac fdb.MAC) bool {
+	return s.early(g.table.set[slot{Kind: Remote, MAC: mac}].Addr)
+}
 
 func (s *Switch) wantRemote(g *segment, mac fdb.MAC) opinion {
 	at, ok := g.endpoints.Lookup(mac, time.Time{})
 	switch {
 	case !ok:
-		return opinion{unsure: s.early()}
+		return opinion{unsure: s.keeps(g, mac)}
 	case at.Local:
 		return wanted(Entry{Kind: Remote, MAC: mac, Addr: s.cfg.Local})
 	}
 	x := s.peers[at.Peer]
 	switch {
 	case x == nil: // it announces endpoints on a segment that it does not have, yet
-		return opinion{unsure: s.early()}
+		return opinion{unsure: s.keeps(g, mac)}
 	case !x.addr.IsValid():
-		return opinion{unsure: x.why == ""}
+		return opinion{unsure: x.why == "" && s.keeps(g, mac)}
 	}
 	return wanted(Entry{Kind: Remote, MAC: mac, Addr: x.addr})
 }
 
 func (s *Switch) wantFlood(g *segment, a netip.Addr) opinion {
-	o := opinion{unsure: true}
-	known := true
+	o := opinion{unsure: s.early(a)}
 	for p := range g.members {
-		x := s.peers[p]
-		if x.addr == a {
-			o.unsure = false
-			if s.fast(g, p) {
-				return wanted(Entry{Kind: Flood, Addr: a})
-			}
+		if s.peers[p].addr != a {
+			continue
 		}
-		known = known && x.addr.IsValid()
+		if s.fast(g, p) {
+			return wanted(Entry{Kind: Flood, Addr: a})
+		}
+		o.unsure = false
 	}
-	o.unsure = o.unsure && (s.early() || !known)
 	return o
 }
 
@@ -180,18 +187,18 @@ func (s *Switch) wantPort(g *segment, mac fdb.MAC) opinion {
 	at, ok := g.endpoints.Lookup(mac, time.Time{})
 	switch {
 	case !ok:
-		return opinion{unsure: s.early()}
+		return opinion{unsure: s.keeps(g, mac)}
 	case at.Local:
 		return opinion{}
 	}
 	o := wanted(Entry{Kind: Port, MAC: mac})
 	x := s.peers[at.Peer]
 	if x == nil || !x.addr.IsValid() {
-		o.unsure = s.early() || x != nil && x.why == ""
+		o.unsure = (x == nil || x.why == "") && s.keeps(g, mac)
 		return o
 	}
 	if _, member := g.members[at.Peer]; !member {
-		o.unsure = s.early()
+		o.unsure = s.keeps(g, mac)
 		return o
 	}
 	remote, there := g.table.set[slot{Kind: Remote, MAC: mac}]

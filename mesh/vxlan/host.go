@@ -32,6 +32,9 @@ func (s *Switch) raiseHost() {
 		s.host.reload(Remote, entries, first)
 	}
 	s.host.reload(Allow, allowed, first)
+	if first {
+		s.beginGrace()
+	}
 	for _, p := range s.peers {
 		s.markHost(p)
 	}
@@ -87,25 +90,18 @@ func (s *Switch) markHost(p *peer) {
 
 // wantHost is what ought to be in a slot of the host's table. mu is held.
 func (s *Switch) wantHost(x slot) opinion {
-	early := !s.graceEnd.IsZero()
 	if x.Kind == Remote {
-		p := s.byMAC[x.MAC]
-		switch {
-		case p == nil:
-			return opinion{unsure: early}
-		case !p.addr.IsValid():
-			return opinion{unsure: true}
+		if p := s.byMAC[x.MAC]; p != nil && p.addr.IsValid() {
+			return wanted(Entry{Kind: Remote, MAC: x.MAC, Addr: p.addr})
 		}
-		return wanted(Entry{Kind: Remote, MAC: x.MAC, Addr: p.addr})
+		return opinion{unsure: s.early(s.host.set[x].Addr)}
 	}
-	known := true
 	for _, p := range s.peers {
 		if p.addr == x.Addr {
 			return wanted(Entry{Kind: Allow, Addr: x.Addr})
 		}
-		known = known && p.addr.IsValid()
 	}
-	return opinion{unsure: early || !known}
+	return opinion{unsure: s.early(x.Addr)}
 }
 
 // inherit reports whether an earlier run had a host on the fast path. mu is

@@ -3,6 +3,8 @@ package vxlan
 import (
 	"context"
 	"errors"
+	"maps"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -56,10 +58,6 @@ func (s *Switch) work(ctx context.Context) {
 func (s *Switch) tick(now time.Time) {
 	s.mu.Lock()
 	idle := len(s.segments) == 0
-	if !s.graceEnd.IsZero() && !now.Before(s.graceEnd) {
-		s.graceEnd = time.Time{}
-		s.remark()
-	}
 	for _, x := range s.peers {
 		s.look(x, now)
 	}
@@ -68,7 +66,9 @@ func (s *Switch) tick(now time.Time) {
 		return
 	}
 	s.op.Lock()
-	if now.Sub(s.lastTend) >= tendEvery {
+	due := now.Sub(s.lastTend) >= tendEvery
+	s.reconsider(now, due)
+	if due {
 		s.lastTend = now
 		s.tendAll(now)
 	} else {
@@ -76,6 +76,51 @@ func (s *Switch) tick(now time.Time) {
 	}
 	s.op.Unlock()
 	s.beat(now)
+}
+
+// beginGrace notes that tables of an earlier run were taken over. mu is held.
+func (s *Switch) beginGrace() {
+	now := s.cfg.Clock()
+	s.graceEnd, s.awayEnd, s.moved = now.Add(grace), now.Add(graceAway), true
+}
+
+// reconsider marks what an earlier run left, if something has changed, or may
+// have, in what we know of the hosts that it is for.
+func (s *Switch) reconsider(now time.Time, due bool) {
+	s.mu.Lock()
+	over := !s.graceEnd.IsZero() && !now.Before(s.graceEnd)
+	if over {
+		s.graceEnd = time.Time{}
+	}
+	ask := s.inherits() && (due || over || s.moved)
+	patient := now.Before(s.awayEnd)
+	s.moved = false
+	s.mu.Unlock()
+	if !ask {
+		return
+	}
+	var away []netip.Addr
+	if patient {
+		away = s.cfg.Mesh.Away()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range away {
+		s.away[a.Unmap()] = now
+	}
+	maps.DeleteFunc(s.away, func(_ netip.Addr, last time.Time) bool { return !patient || now.Sub(last) >= grace })
+	s.remark()
+}
+
+// inherits reports whether something of an earlier run is not decided on. mu is
+// held.
+func (s *Switch) inherits() bool {
+	for _, g := range s.segments {
+		if len(g.table.inherited) > 0 {
+			return true
+		}
+	}
+	return len(s.host.inherited) > 0
 }
 
 // remark marks what stayed because too little was known. mu is held.

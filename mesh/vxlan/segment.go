@@ -107,6 +107,9 @@ func (s *Switch) tend(g *segment, now time.Time) {
 	case why != "" && (was || g.why != why):
 		g.down(why)
 	case why == "" && (!was || fresh):
+		if !g.loaded && len(entries) > 0 {
+			s.beginGrace()
+		}
 		g.table.load(entries, !g.loaded)
 		g.ready, g.why, g.loaded = true, "", true
 		g.markAll(s.peers)

@@ -57,11 +57,15 @@ import (
 	"weave/mesh/id"
 )
 
-// Mesh is what the fast path needs of the sealed one. It must not block.
+// Mesh is what the fast path needs of the sealed one. It must not block, but for
+// Away.
 type Mesh interface {
 	// Path returns the underlay address that a peer's session uses, false if
 	// there is none now.
 	Path(p id.PeerID) (netip.AddrPort, bool)
+	// Away returns the underlay addresses of the hosts of the cluster that there
+	// is no session with now.
+	Away() []netip.Addr
 	// SendReport seals a report and sends it, once.
 	SendReport(p id.PeerID, body []byte)
 }
@@ -111,9 +115,12 @@ type Member struct {
 const beatLink = "wvx-beat"
 
 const (
-	// grace is how long after our start the entries of an earlier run stay, if
-	// nothing speaks against them.
-	grace = 20 * time.Second
+	// grace is how long the entries of an earlier run stay after they were taken
+	// over, if nothing speaks against them. Those that lead to a host of the
+	// cluster that is away stay until it is back for as long: its kernel may be
+	// at work while its plugin is not.
+	grace     = 20 * time.Second
+	graceAway = time.Hour
 	// moveHold is how long a segment has no device after its VNI changed: the
 	// others hear of that first, so that no frame of theirs ends in the segment
 	// that has the old number next.
@@ -135,8 +142,11 @@ type Switch struct {
 	lastTend time.Time  // guarded by op
 
 	mu       sync.Mutex
-	graceEnd time.Time // zero when it is over
-	bound    bool      // heart-beats have their link; changed under op too
+	graceEnd time.Time                // zero when it is over, or has not begun
+	awayEnd  time.Time                // the same of graceAway
+	away     map[netip.Addr]time.Time // hosts, and when they were last without a session
+	moved    bool                     // away may be wrong
+	bound    bool                     // heart-beats have their link; changed under op too
 	segments map[string]*segment
 	peers    map[id.PeerID]*peer // the members of segments
 	byMAC    map[fdb.MAC]*peer   // by the MAC of their heart-beats
@@ -159,10 +169,10 @@ func New(cfg Config) *Switch {
 		cfg:      cfg,
 		wake:     make(chan struct{}, 1),
 		reports:  make(chan report, maxReports),
-		graceEnd: cfg.Clock().Add(grace),
 		segments: map[string]*segment{},
 		peers:    map[id.PeerID]*peer{},
 		byMAC:    map[fdb.MAC]*peer{},
+		away:     map[netip.Addr]time.Time{},
 		host:     newTable(),
 	}
 }
