@@ -132,7 +132,10 @@ func (f *Firewall) ensure(port uint16) (allowed []netip.Addr, err error) {
 		if there && also && sameKeys(spared, ifNames(names)) && installed(c, want) {
 			return nil
 		}
-		return f.install(c, want, allowed, names)
+		if err := f.install(c, want, allowed, names); err != nil {
+			return fmt.Errorf("%w: %w", ErrUnguarded, err)
+		}
+		return nil
 	})
 	return allowed, err
 }

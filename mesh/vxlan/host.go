@@ -1,8 +1,12 @@
 package vxlan
 
 import (
+	"errors"
+	"math/rand/v2"
 	"net/netip"
+	"time"
 
+	"weave/mesh/beat"
 	"weave/mesh/vni"
 )
 
@@ -19,13 +23,10 @@ func (s *Switch) raiseHost() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		if s.trouble != err.Error() {
-			s.cfg.Log.WithError(err).Warn("no fast path: frames go by the tunnel")
-		}
-		s.trouble = err.Error()
+		s.suffer(err)
 		return
 	}
-	s.trouble = ""
+	s.trouble, s.since, s.exposed = "", time.Time{}, false
 	first := !s.bound
 	s.bound = true
 	if fresh {
@@ -38,6 +39,24 @@ func (s *Switch) raiseHost() {
 	for _, p := range s.peers {
 		s.markHost(p)
 	}
+}
+
+// suffer takes an error of makeHost. What cannot be looked at for a while is most
+// likely as it was: it carries on. mu is held.
+func (s *Switch) suffer(err error) {
+	now := s.cfg.Clock()
+	if s.since.IsZero() {
+		s.since = now
+	}
+	s.exposed = errors.Is(err, ErrUnguarded) || now.Sub(s.since) >= patience
+	if s.bound && !s.exposed {
+		s.cfg.Log.WithError(err).Warn("fast path not looked after: it is left as it is")
+		return
+	}
+	if s.trouble != err.Error() {
+		s.cfg.Log.WithError(err).Warn("no fast path: frames go by the tunnel")
+	}
+	s.trouble = err.Error()
 }
 
 // makeHost does the kernel's part. entries are those of the device, if they are
@@ -102,6 +121,16 @@ func (s *Switch) wantHost(x slot) opinion {
 		}
 	}
 	return opinion{unsure: s.early(x.Addr)}
+}
+
+// adopt takes over the paths that an earlier run had up, for peers that were
+// known before its tables were. mu is held.
+func (s *Switch) adopt() {
+	for _, x := range s.peers {
+		if x.path != nil && x.path.State() == beat.Unproven && s.inherit(x.addr) {
+			x.path = beat.New(rand.Uint64(), true, s.cfg.Clock())
+		}
+	}
 }
 
 // inherit reports whether an earlier run had a host on the fast path. mu is

@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"errors"
 	"net/netip"
 
 	"weave/mesh/fdb"
@@ -84,11 +85,14 @@ type Kernel interface {
 	Close() error
 }
 
+// ErrUnguarded is a Guard's: it is not there, and cannot be set up.
+var ErrUnguarded = errors.New("vxlan: no guard")
+
 // Guard keeps VXLAN from everybody but the hosts that are allowed, and from
 // what containers send; *Firewall is one. One goroutine at a time calls it.
 type Guard interface {
 	// Ensure sets the guard up, with those allowed that were before, and returns
-	// them.
+	// them. It fails with ErrUnguarded if it knows that the guard is not up.
 	Ensure(port uint16) ([]netip.Addr, error)
 	Allow(a netip.Addr) error
 	Deny(a netip.Addr) error

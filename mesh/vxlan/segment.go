@@ -111,6 +111,7 @@ func (s *Switch) tend(g *segment, now time.Time) {
 			s.beginGrace()
 		}
 		g.table.load(entries, !g.loaded)
+		s.adopt()
 		g.ready, g.why, g.loaded = true, "", true
 		g.markAll(s.peers)
 	}
@@ -123,9 +124,13 @@ func (s *Switch) tend(g *segment, now time.Time) {
 }
 
 // raise does the kernel's part of tend. If the tables are to be looked at, it
-// returns what is in them. A device that nobody guards is taken away.
+// returns what is in them. A device that nobody guards is taken away; one that
+// may have a guard is left to the kernel.
 func (s *Switch) raise(g *segment) (entries []Entry, fresh bool, why string) {
 	if s.trouble != "" {
+		if !s.exposed {
+			return nil, false, s.trouble
+		}
 		if err := s.cfg.Kernel.Remove(g.Link); err != nil {
 			g.log.WithError(err).Error("VXLAN device stays without a guard")
 		}

@@ -1,7 +1,7 @@
 package vxlan
 
 import (
-	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -390,7 +390,7 @@ func TestNoGuardNoVXLAN(t *testing.T) {
 	w, a, b := pair(t)
 	w.awaitFast(a, b)
 	w.step()
-	a.guard.err = errors.New("no nftables")
+	a.guard.err = fmt.Errorf("%w: no nftables", ErrUnguarded)
 	w.until("the device to be taken away", func() bool { return a.kernel.devices["wvxa"] == nil })
 	if a.Ready("a") {
 		t.Error("still ready")

@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -229,5 +230,38 @@ func TestFlat(t *testing.T) {
 		if got := a.device(key(n)); len(got) != 1 {
 			t.Errorf("segment %s is left with %v", key(n), got)
 		}
+	}
+}
+
+// TestGuardNotSeen holds that a fast path stays, with all that is in the kernel,
+// while it cannot be told whether its guard is up: in this run and in the next;
+// but not for ever.
+func TestGuardNotSeen(t *testing.T) {
+	w, a, b := pair(t)
+	w.awaitFast(a, b)
+	w.run(time.Second)
+	before := a.kernel.changes
+	a.guard.err = errors.New("netlink: interrupted")
+	w.run(patience / 2)
+	if !a.Ready("a") || !a.isFast(b) {
+		t.Error("the fast path is given up")
+	}
+	a.start()
+	w.join("a", a)
+	w.announce("a", b, 1)
+	w.run(patience / 2)
+	if a.Ready("a") {
+		t.Error("frames are asked for without a guard")
+	}
+	a.guard.err = nil
+	w.run(2 * tendEvery)
+	w.tell()
+	if !a.isFast(b) || a.kernel.changes != before {
+		t.Errorf("changed: %v", a.kernel.log[len(a.kernel.log)-(a.kernel.changes-before):])
+	}
+	a.guard.err = errors.New("netlink: broken")
+	w.run(patience + 2*tendEvery)
+	if a.kernel.devices["wvxa"] != nil {
+		t.Error("the device stays although nobody sees its guard")
 	}
 }

@@ -125,6 +125,9 @@ const (
 	// others hear of that first, so that no frame of theirs ends in the segment
 	// that has the old number next.
 	moveHold = 10 * time.Second
+	// patience is how long devices stay if it cannot be told whether the guard
+	// is up.
+	patience = 30 * time.Second
 	// tendEvery is how often devices are looked at, and what failed is tried
 	// again.
 	tendEvery = 5 * time.Second
@@ -152,6 +155,8 @@ type Switch struct {
 	byMAC    map[fdb.MAC]*peer   // by the MAC of their heart-beats
 	host     table               // of the heart-beats' device, and the guard
 	trouble  string              // why this host has no fast path for now; changed under op too
+	since    time.Time           // when what is shared began to fail; zero if it does not
+	exposed  bool                // nobody guards the devices; changed under op too
 	fallen   []id.PeerID         // who left the fast path, and was not seen off yet
 }
 

@@ -44,7 +44,7 @@ var importRules = []struct {
 // pure packages get time as an argument and return values. Those that do not
 // exist yet are bound all the same.
 var pure = []string{
-	"mesh/id", "mesh/wire", "mesh/handshake", "mesh/gcm", "mesh/session", "mesh/state", "mesh/route", "mesh/fdb", "mesh/neigh", "mesh/run",
+	"mesh/id", "mesh/wire", "mesh/handshake", "mesh/gcm", "mesh/session", "mesh/state", "mesh/route", "mesh/fdb", "mesh/neigh", "mesh/run", "mesh/beat", "mesh/vni",
 	"ipam/ring", "ipam/space", "ipam/paxos",
 }
 
