@@ -243,7 +243,6 @@ func (s *Switch) judge(r report) (changed bool) {
 	}
 	log := s.cfg.Log.WithField("peer", x.id.Short())
 	if was {
-		s.fallen = append(s.fallen, x.id)
 		log.WithField("reason", s.describe(x.path.State())).Warn("frames to the peer go by the tunnel")
 	} else {
 		log.WithField("address", x.addr).Info("frames to the peer go by VXLAN")

@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -24,8 +25,9 @@ type segment struct {
 	endpoints *fdb.Table
 	members   map[id.PeerID]Member
 	table     table
-	stale     bool        // carried may be wrong
-	carried   []id.PeerID // what the tunnel was told
+	stale     bool                     // carried may be wrong
+	carried   []id.PeerID              // what the tunnel was told
+	fastAt    map[id.PeerID]netip.Addr // who was on the fast path when last looked at
 }
 
 func newSegment(x Segment, log *logrus.Entry) *segment {

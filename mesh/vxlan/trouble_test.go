@@ -2,6 +2,7 @@ package vxlan
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -263,5 +264,31 @@ func TestGuardNotSeen(t *testing.T) {
 	w.run(patience + 2*tendEvery)
 	if a.kernel.devices["wvxa"] != nil {
 		t.Error("the device stays although nobody sees its guard")
+	}
+}
+
+// TestLearnedIsHandedOver holds that what the kernel learned behind a peer goes
+// to the tunnel for whatever reason the peer leaves the fast path.
+func TestLearnedIsHandedOver(t *testing.T) {
+	for name, leave := range map[string]func(w *world, a, b *fakeHost){
+		"another VNI":     func(_ *world, _, b *fakeHost) { b.SetVNI("a", 999) },
+		"no device":       func(_ *world, _, b *fakeHost) { b.guard.err = ErrUnguarded },
+		"another address": func(_ *world, _, b *fakeHost) { b.addr = netip.MustParseAddrPort("192.0.2.77:6783") },
+		"another port":    func(_ *world, _, b *fakeHost) { b.addr = netip.MustParseAddrPort("192.0.2.2:7000") },
+		"silence":         func(w *world, _, _ *fakeHost) { w.cut = func(_, _ *fakeHost, _ []byte) bool { return true } },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, a, b := pair(t)
+			w.awaitFast(a, b)
+			w.step()
+			a.kernel.devices["wvxa"].learned[fdb.MAC{2, 9, 9, 9, 9, 9}] = b.addr.Addr()
+			leave(w, a, b)
+			w.run(2 * tendEvery)
+			w.tell()
+			w.step()
+			if want := []string{"a 02:09:09:09:09:09 2"}; !slices.Equal(a.learned, want) {
+				t.Errorf("the tunnel learned %v, want %v", a.learned, want)
+			}
+		})
 	}
 }

@@ -157,7 +157,6 @@ type Switch struct {
 	trouble  string              // why this host has no fast path for now; changed under op too
 	since    time.Time           // when what is shared began to fail; zero if it does not
 	exposed  bool                // nobody guards the devices; changed under op too
-	fallen   []id.PeerID         // who left the fast path, and was not seen off yet
 }
 
 type report struct {
