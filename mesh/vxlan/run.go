@@ -18,6 +18,9 @@ import (
 func (s *Switch) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if s.cfg.Off != "" {
+		s.op.Lock()
+		s.sweepHost() // there may be no segment that would
+		s.op.Unlock()
 		<-ctx.Done()
 	} else {
 		g.Go(func() error { s.hear(); return nil })

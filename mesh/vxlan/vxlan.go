@@ -45,6 +45,7 @@
 package vxlan
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
@@ -217,17 +218,23 @@ func (s *Switch) AddSegment(x Segment) (ready bool) {
 	return seg.ready
 }
 
-// sweep removes what an earlier run left that had a fast path. op is held.
+// sweep removes what an earlier run that had a fast path left of a segment. op is
+// held.
 func (s *Switch) sweep(x Segment) {
-	errs := []error{s.cfg.Kernel.Remove(x.Link), s.cfg.Kernel.Clear(x.TAP)}
-	if !s.swept {
-		errs = append(errs, s.cfg.Kernel.Remove(beatLink), s.cfg.Guard.Remove())
-		s.swept = true
+	if err := errors.Join(s.cfg.Kernel.Remove(x.Link), s.cfg.Kernel.Clear(x.TAP)); err != nil {
+		s.cfg.Log.WithField("segment", x.Key).WithError(err).Warn("traces of the fast path stay")
 	}
-	for _, err := range errs {
-		if err != nil {
-			s.cfg.Log.WithField("segment", x.Key).WithError(err).Warn("traces of the fast path stay")
-		}
+	s.sweepHost()
+}
+
+// sweepHost removes what such a run left beside segments. op is held.
+func (s *Switch) sweepHost() {
+	if s.swept {
+		return
+	}
+	err := errors.Join(s.cfg.Kernel.Remove(beatLink), s.cfg.Guard.Remove())
+	if s.swept = err == nil; !s.swept {
+		s.cfg.Log.WithError(err).Warn("traces of the fast path stay")
 	}
 }
 
