@@ -395,3 +395,17 @@ func TestSocket(t *testing.T) {
 		t.Error("Send after Close succeeds")
 	}
 }
+
+// TestOldKernel holds that a kernel is known by the entries that it does not
+// keep as they were set: one before 4.20 takes them, without the flag.
+func TestOldKernel(t *testing.T) {
+	e := Entry{Kind: Port, MAC: fdb.MAC{2, 0, 0, 0, 0, 1}, Fast: true}
+	n := *e.port(7)
+	if err := e.keptIn([]netlink.Neigh{n}); err != nil {
+		t.Error(err)
+	}
+	n.Flags &^= netlink.NTF_STICKY
+	if err := e.keptIn([]netlink.Neigh{n}); !errors.Is(err, ErrOldKernel) {
+		t.Errorf("without the flag: %v", err)
+	}
+}
