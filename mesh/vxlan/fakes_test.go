@@ -237,6 +237,7 @@ type fakeHost struct {
 	learned []string
 	changed int
 	bound   string
+	binds   int
 	keys    []string // segments that it is on
 }
 
@@ -302,7 +303,7 @@ func (h *fakeHost) Learn(key string, mac fdb.MAC, at id.PeerID) {
 	h.learned = append(h.learned, fmt.Sprint(key, " ", mac, " ", at[0]))
 }
 
-func (h *fakeHost) Bind(link string) error { h.bound = link; return nil }
+func (h *fakeHost) Bind(link string) error { h.bound = link; h.binds++; return nil }
 
 // Send goes where the heart-beats' device sends it.
 func (h *fakeHost) Send(frame []byte) error {
@@ -322,7 +323,7 @@ func (h *fakeHost) Send(frame []byte) error {
 	return nil
 }
 
-func (h *fakeHost) Receive([]byte) (int, error) { return 0, net.ErrClosed }
+func (h *fakeHost) Receive([]byte) (int, error) { return 0, unix.ENOBUFS }
 func (h *fakeHost) Close() error                { return nil }
 
 // step is one interval in the life of all hosts.

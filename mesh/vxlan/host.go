@@ -74,7 +74,7 @@ func (s *Switch) makeHost(mtu int) (allowed, entries []Entry, fresh bool, err er
 	if err != nil {
 		return nil, nil, false, err
 	}
-	if s.bound && !made {
+	if s.bound && !made && !s.deaf.Load() {
 		return allowed, nil, false, nil
 	}
 	if _, _, err := s.cfg.Kernel.Plug(beatLink, ""); err != nil {
@@ -83,6 +83,7 @@ func (s *Switch) makeHost(mtu int) (allowed, entries []Entry, fresh bool, err er
 	if err := s.cfg.Probes.Bind(beatLink); err != nil {
 		return nil, nil, false, err
 	}
+	s.deaf.Store(false)
 	entries, err = s.cfg.Kernel.Entries(beatLink, "")
 	return allowed, entries, true, err
 }

@@ -23,7 +23,7 @@ func (s *Switch) Run(ctx context.Context) error {
 		s.op.Unlock()
 		<-ctx.Done()
 	} else {
-		g.Go(func() error { s.hear(); return nil })
+		g.Go(func() error { s.hear(ctx); return nil })
 		g.Go(func() error {
 			s.work(ctx)
 			return s.cfg.Probes.Close() // ends hear
@@ -257,15 +257,26 @@ func (s *Switch) judge(r report) (changed bool) {
 // maxProbe is the longest frame that is read.
 const maxProbe = 64 << 10
 
-// hear reads what the peers send, until there is nothing to read from.
-func (s *Switch) hear() {
+// hear reads what the peers send, until ctx ends. What cannot be read from is
+// bound again, by tend.
+func (s *Switch) hear(ctx context.Context) {
 	buf := make([]byte, maxProbe)
 	for {
 		n, err := s.cfg.Probes.Receive(buf)
-		if err != nil {
+		if err == nil {
+			s.take(buf[:n])
+			continue
+		}
+		if ctx.Err() != nil {
 			return
 		}
-		s.take(buf[:n])
+		s.cfg.Log.WithError(err).Warn("heart-beats not heard: listening anew")
+		s.deaf.Store(true)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(tendEvery):
+		}
 	}
 }
 

@@ -1,8 +1,10 @@
 package vxlan
 
 import (
+	"context"
 	"errors"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -290,5 +292,23 @@ func TestLearnedIsHandedOver(t *testing.T) {
 				t.Errorf("the tunnel learned %v, want %v", a.learned, want)
 			}
 		})
+	}
+}
+
+// TestDeaf holds that heart-beats are bound anew after an error, once.
+func TestDeaf(t *testing.T) {
+	w, a, b := pair(t)
+	w.awaitFast(a, b)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); a.hear(ctx) }()
+	for end := time.Now().Add(10 * time.Second); !a.deaf.Load() && time.Now().Before(end); {
+		runtime.Gosched()
+	}
+	cancel()
+	<-ended
+	w.run(3 * tendEvery)
+	if a.binds != 2 {
+		t.Errorf("bound %d times, want 2", a.binds)
 	}
 }

@@ -49,6 +49,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -140,6 +141,7 @@ type Switch struct {
 	cfg     Config        // set once
 	wake    chan struct{} // buffered: there is something to flush
 	reports chan report   // for Run
+	deaf    atomic.Bool   // heart-beats are to be bound anew
 
 	op       sync.Mutex // held over calls of the kernel
 	swept    bool       // what an earlier run left is gone; guarded by op
