@@ -16,6 +16,16 @@ type Device struct {
 	Port  uint16     // UDP, here and there
 }
 
+// Overhead is what the MTU of a segment must stay below that of the underlay: the
+// inner Ethernet header, VXLAN's, and the outer UDP and IP headers.
+func Overhead(local netip.Addr) int {
+	const inner = ethernetLen + 8 + 8
+	if local.Unmap().Is4() {
+		return inner + 20
+	}
+	return inner + 40
+}
+
 // Kind tells what an Entry is.
 type Kind uint8
 
