@@ -22,18 +22,23 @@ func (n *Node) newFast() *vxlan.Switch {
 	links := vxlan.NewLinks()
 	cfg := vxlan.Config{
 		Self: n.cfg.Identity.ID, Local: n.cfg.Advertise.Unmap(), Port: n.cfg.VXLANPort, MeshPort: n.transport.Port(),
-		Mesh: sealed{n}, Tunnel: n.tunnel, Changed: n.recheck, Clock: time.Now, Log: n.log,
+		Off: n.cfg.noFast(), Mesh: sealed{n}, Tunnel: n.tunnel, Changed: n.recheck, Clock: time.Now, Log: n.log,
 		Kernel: links, Guard: vxlan.NewFirewall(n.cfg.Advertise.Unmap(), links), Probes: vxlan.NewSocket(),
 	}
-	switch {
-	case len(n.cfg.Password) > 0:
-		cfg.Off = "a password is set"
-	case cfg.Port == 0:
-		cfg.Off = "it has no port on this host"
-	case !cfg.Local.IsValid() || cfg.Local.Zone() != "":
-		cfg.Off = "this host has no underlay address that fits"
-	}
 	return vxlan.New(cfg)
+}
+
+// noFast says why there is no fast path; empty if there is one.
+func (c Config) noFast() string {
+	switch {
+	case len(c.Password) > 0:
+		return "a password is set"
+	case c.VXLANPort == 0:
+		return "it has no port on this host"
+	case !c.Advertise.IsValid() || c.Advertise.Zone() != "":
+		return "this host has no underlay address that fits"
+	}
+	return ""
 }
 
 // sealed is the mesh as the fast path sees it.
@@ -45,6 +50,20 @@ func (s sealed) Path(p id.PeerID) (netip.AddrPort, bool) {
 		return link.Path()
 	}
 	return netip.AddrPort{}, false
+}
+
+// Away implements vxlan.Mesh.
+func (s sealed) Away() (away []netip.Addr) {
+	for _, p := range s.n.known.list() {
+		if _, linked := s.Path(p); linked {
+			continue
+		}
+		kp, _ := s.n.known.get(p)
+		for _, c := range kp.Candidates {
+			away = append(away, c.Addr())
+		}
+	}
+	return away
 }
 
 // SendReport implements vxlan.Mesh. One that is lost is followed by others.

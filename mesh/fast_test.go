@@ -49,6 +49,7 @@ func TestFastPath(t *testing.T) {
 			t.Errorf("%d bytes by the tunnel", n)
 		}
 		once(t, "fast", boxes[0], group, ears[1:]...)
+		boxes[0].bulk(boxes[1])
 	})
 	t.Run("blocked", func(t *testing.T) { blocked(t, a, b, s, boxes, ears, group) })
 	t.Run("plugin killed", func(t *testing.T) { killed(t, l, s, boxes) })
@@ -93,6 +94,7 @@ func blocked(t *testing.T, a, b *fastHost, s *stream, boxes []*container, ears [
 		t.Errorf("%d bytes by the tunnel", n)
 	}
 	once(t, "mixed", boxes[0], group, ears[1:]...)
+	boxes[0].bulk(boxes[1])
 	a.block(b, false)
 	b.block(a, false)
 	await(t, "both to return", func() bool {
@@ -370,5 +372,24 @@ func sameVNI() (small, large string) {
 			return min(key, other), max(key, other)
 		}
 		seen[vni.Hash(key)] = key
+	}
+}
+
+// TestOverhead holds how much room a segment's MTU leaves for the way that its
+// frames will take.
+func TestOverhead(t *testing.T) {
+	four, six := addr("10.0.0.1"), addr("fd00::1")
+	for _, test := range []struct {
+		cfg  Config
+		want int
+	}{
+		{Config{VXLANPort: 6784, Advertise: four}, 50},
+		{Config{VXLANPort: 6784, Advertise: six}, 70},
+		{Config{VXLANPort: 6784, Advertise: four, Password: []byte("x")}, 110},
+		{Config{Advertise: four}, 110},
+	} {
+		if got := test.cfg.Overhead(); got != test.want {
+			t.Errorf("on %s, port %d, password %q: %d, want %d", test.cfg.Advertise, test.cfg.VXLANPort, test.cfg.Password, got, test.want)
+		}
 	}
 }

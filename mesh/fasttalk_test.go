@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -59,6 +60,26 @@ func (c *container) dial(to *container, timeout time.Duration) (conn net.Conn, e
 		return err
 	})
 	return conn, err
+}
+
+// bulk has a megabyte echoed, in frames as long as they may be.
+func (c *container) bulk(to *container) {
+	c.t.Helper()
+	conn, err := c.dial(to, wait)
+	must(c.t, err)
+	defer conn.Close()
+	must(c.t, conn.SetDeadline(time.Now().Add(wait)))
+	sent := make([]byte, 1<<20)
+	for i := range sent {
+		sent[i] = byte(i >> 4)
+	}
+	go func() { _, _ = conn.Write(sent) }()
+	got := make([]byte, len(sent))
+	_, err = io.ReadFull(conn, got)
+	must(c.t, err)
+	if !bytes.Equal(got, sent) {
+		c.t.Error("not the same bytes came back")
+	}
 }
 
 // talk keeps a connection busy until end.

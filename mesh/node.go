@@ -111,6 +111,16 @@ var ErrNoSegment = errors.New("this host is not on the segment")
 // replicaRecords names the Node's own records among the replicas.
 const replicaRecords = "records"
 
+// Overhead is what the MTU of a new segment is to stay below that of the underlay,
+// for the way that its frames will take. A frame that takes the tunnel although
+// it has none of the room that this needs is sent in fragments.
+func (c Config) Overhead() int {
+	if c.noFast() == "" {
+		return vxlan.Overhead(c.Advertise)
+	}
+	return wire.TunnelOverhead
+}
+
 // New binds the port and builds the parts. Run starts them; a Node that is
 // never run must be closed.
 func New(cfg Config) (*Node, error) {

@@ -60,8 +60,8 @@ func (l *Links) neigh(name, tap string, e Entry) (*netlink.Neigh, error) {
 	switch e.Kind {
 	case Remote, Flood: // the zero MAC stands for what no other entry is for
 		n.State, n.Flags, n.IP = netlink.NUD_PERMANENT, netlink.NTF_SELF, net.IP(e.Addr.AsSlice())
-	case Port: // sticky: no frame moves it
-		n.State, n.Flags = netlink.NUD_NOARP, netlink.NTF_MASTER|netlink.NTF_STICKY
+	case Port:
+		return e.port(p.index), nil
 	case Neighbour:
 		if p.master == 0 {
 			return nil, errLoose
@@ -71,6 +71,15 @@ func (l *Links) neigh(name, tap string, e Entry) (*netlink.Neigh, error) {
 		return nil, fmt.Errorf("entry of kind %d", e.Kind)
 	}
 	return n, nil
+}
+
+// port is an entry for a port of a bridge, in the words of netlink. It is sticky:
+// no frame moves it.
+func (e Entry) port(index int) *netlink.Neigh {
+	return &netlink.Neigh{
+		LinkIndex: index, Family: unix.AF_BRIDGE, HardwareAddr: net.HardwareAddr(e.MAC[:]),
+		State: netlink.NUD_NOARP, Flags: netlink.NTF_MASTER | netlink.NTF_STICKY,
+	}
 }
 
 // Entries implements Kernel.

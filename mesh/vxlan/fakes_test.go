@@ -232,10 +232,13 @@ type fakeHost struct {
 	kernel  *fakeKernel
 	guard   *fakeGuard
 	dead    bool // the plugin is not running
+	removed bool // from the cluster
 	carried map[string][]id.PeerID
 	learned []string
 	changed int
 	bound   string
+	binds   int
+	beats   int      // probes and reports sent
 	keys    []string // segments that it is on
 }
 
@@ -277,7 +280,18 @@ func (h *fakeHost) Path(p id.PeerID) (netip.AddrPort, bool) {
 	return netip.AddrPort{}, false
 }
 
+// Away tells of all hosts of the world that are still in the cluster.
+func (h *fakeHost) Away() (away []netip.Addr) {
+	for _, other := range h.w.hosts {
+		if _, ok := h.Path(other.self); !ok && other != h && !other.removed {
+			away = append(away, other.addr.Addr())
+		}
+	}
+	return away
+}
+
 func (h *fakeHost) SendReport(p id.PeerID, body []byte) {
+	h.beats++
 	for _, other := range h.w.hosts {
 		if other.self == p && !other.dead && !h.w.down(h, other) {
 			other.Heard(h.self, body)
@@ -291,10 +305,11 @@ func (h *fakeHost) Learn(key string, mac fdb.MAC, at id.PeerID) {
 	h.learned = append(h.learned, fmt.Sprint(key, " ", mac, " ", at[0]))
 }
 
-func (h *fakeHost) Bind(link string) error { h.bound = link; return nil }
+func (h *fakeHost) Bind(link string) error { h.bound = link; h.binds++; return nil }
 
 // Send goes where the heart-beats' device sends it.
 func (h *fakeHost) Send(frame []byte) error {
+	h.beats++
 	d := h.kernel.devices[h.bound]
 	if d == nil {
 		return unix.ENXIO
@@ -311,7 +326,7 @@ func (h *fakeHost) Send(frame []byte) error {
 	return nil
 }
 
-func (h *fakeHost) Receive([]byte) (int, error) { return 0, net.ErrClosed }
+func (h *fakeHost) Receive([]byte) (int, error) { return 0, unix.ENOBUFS }
 func (h *fakeHost) Close() error                { return nil }
 
 // step is one interval in the life of all hosts.

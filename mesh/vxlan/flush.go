@@ -33,7 +33,6 @@ func (s *Switch) flush() {
 	if bound {
 		s.write(&s.host, beatLink, "", true, inTables, s.wantHost)
 	}
-	s.seeOff()
 }
 
 func (s *Switch) flushSegment(g *segment) {
@@ -41,11 +40,12 @@ func (s *Switch) flushSegment(g *segment) {
 	s.write(&g.table, g.Link, g.TAP, false, inTables, want)
 	// Nobody gets a multicast frame twice: who joins the fast path leaves the
 	// tunnel's list before, and who leaves it joins that list after.
-	s.tellTunnel(g, true)
+	_ = s.tellTunnel(g, true)
 	s.write(&g.table, g.Link, g.TAP, true, onPorts, want)
 	s.write(&g.table, g.Link, g.TAP, false, onPorts, want)
-	s.tellTunnel(g, false)
+	gone := s.tellTunnel(g, false)
 	s.write(&g.table, g.Link, g.TAP, true, inTables, want)
+	s.seeOff(g, gone)
 }
 
 // write does one part of a flush.
@@ -83,12 +83,13 @@ func (s *Switch) apply(link, tap string, o op) error {
 }
 
 // tellTunnel tells the tunnel to whom it need not send multicast: to those that
-// are on the fast path now, and if early is true also to those that will be.
-func (s *Switch) tellTunnel(g *segment, early bool) {
+// are on the fast path now, and if early is true also to those that will be. Else
+// it returns who has left it.
+func (s *Switch) tellTunnel(g *segment, early bool) (gone []departure) {
 	s.mu.Lock()
 	if !g.stale {
 		s.mu.Unlock()
-		return
+		return nil
 	}
 	g.stale = early
 	var carried []id.PeerID
@@ -100,7 +101,9 @@ func (s *Switch) tellTunnel(g *segment, early bool) {
 			carried = append(carried, p)
 		}
 	}
-	if early {
+	if !early {
+		gone = s.departures(g)
+	} else {
 		for _, p := range g.carried {
 			if !slices.Contains(carried, p) {
 				carried = append(carried, p)
@@ -114,6 +117,7 @@ func (s *Switch) tellTunnel(g *segment, early bool) {
 	if !same {
 		s.cfg.Tunnel.SetCarried(g.Key, carried)
 	}
+	return gone
 }
 
 // want is what ought to be in a slot of a segment's tables. mu is held.
@@ -127,7 +131,7 @@ func (s *Switch) want(g *segment, x slot) opinion {
 	case Neighbour:
 		mac, at, ok := g.endpoints.LookupIP(x.Addr)
 		if !ok || at.Local {
-			return opinion{unsure: !ok && s.early()}
+			return opinion{unsure: !ok && s.keeps(g, g.table.set[x].MAC)}
 		}
 		return wanted(Entry{Kind: Neighbour, MAC: mac, Addr: x.Addr})
 	case Flood:
@@ -136,41 +140,48 @@ func (s *Switch) want(g *segment, x slot) opinion {
 	return s.wantPort(g, x.MAC)
 }
 
-// early reports whether the mesh may not have told all yet.
-func (s *Switch) early() bool { return !s.graceEnd.IsZero() }
+// early reports whether the mesh may not have told all yet that concerns a host
+// at an address.
+func (s *Switch) early(a netip.Addr) bool {
+	_, away := s.away[a]
+	return away || !s.graceEnd.IsZero()
+}
+
+// keeps is early for the host that has a MAC address according to the VXLAN
+// device.
+func (s *Switch) keeps(g *segment, mac fdb.MAC) bool {
+	return s.early(g.table.set[slot{Kind: Remote, MAC: mac}].Addr)
+}
 
 func (s *Switch) wantRemote(g *segment, mac fdb.MAC) opinion {
 	at, ok := g.endpoints.Lookup(mac, time.Time{})
 	switch {
 	case !ok:
-		return opinion{unsure: s.early()}
+		return opinion{unsure: s.keeps(g, mac)}
 	case at.Local:
 		return wanted(Entry{Kind: Remote, MAC: mac, Addr: s.cfg.Local})
 	}
 	x := s.peers[at.Peer]
 	switch {
 	case x == nil: // it announces endpoints on a segment that it does not have, yet
-		return opinion{unsure: s.early()}
+		return opinion{unsure: s.keeps(g, mac)}
 	case !x.addr.IsValid():
-		return opinion{unsure: x.why == ""}
+		return opinion{unsure: x.why == "" && s.keeps(g, mac)}
 	}
 	return wanted(Entry{Kind: Remote, MAC: mac, Addr: x.addr})
 }
 
 func (s *Switch) wantFlood(g *segment, a netip.Addr) opinion {
-	o := opinion{unsure: true}
-	known := true
+	o := opinion{unsure: s.early(a)}
 	for p := range g.members {
-		x := s.peers[p]
-		if x.addr == a {
-			o.unsure = false
-			if s.fast(g, p) {
-				return wanted(Entry{Kind: Flood, Addr: a})
-			}
+		if s.peers[p].addr != a {
+			continue
 		}
-		known = known && x.addr.IsValid()
+		if s.fast(g, p) {
+			return wanted(Entry{Kind: Flood, Addr: a})
+		}
+		o.unsure = false
 	}
-	o.unsure = o.unsure && (s.early() || !known)
 	return o
 }
 
@@ -180,18 +191,18 @@ func (s *Switch) wantPort(g *segment, mac fdb.MAC) opinion {
 	at, ok := g.endpoints.Lookup(mac, time.Time{})
 	switch {
 	case !ok:
-		return opinion{unsure: s.early()}
+		return opinion{unsure: s.keeps(g, mac)}
 	case at.Local:
 		return opinion{}
 	}
 	o := wanted(Entry{Kind: Port, MAC: mac})
 	x := s.peers[at.Peer]
 	if x == nil || !x.addr.IsValid() {
-		o.unsure = s.early() || x != nil && x.why == ""
+		o.unsure = (x == nil || x.why == "") && s.keeps(g, mac)
 		return o
 	}
 	if _, member := g.members[at.Peer]; !member {
-		o.unsure = s.early()
+		o.unsure = s.keeps(g, mac)
 		return o
 	}
 	remote, there := g.table.set[slot{Kind: Remote, MAC: mac}]
@@ -199,37 +210,40 @@ func (s *Switch) wantPort(g *segment, mac fdb.MAC) opinion {
 	return o
 }
 
+// departure is a peer that has left the fast path of a segment, and where it was.
+type departure struct {
+	peer id.PeerID
+	at   netip.Addr
+}
+
+// departures compares who is on the fast path of a segment with who was. mu is
+// held.
+func (s *Switch) departures(g *segment) (gone []departure) {
+	now := make(map[id.PeerID]netip.Addr, len(g.carried))
+	for p := range g.members {
+		if s.fast(g, p) {
+			now[p] = s.peers[p].addr
+		}
+	}
+	for p, at := range g.fastAt {
+		if now[p] != at && g.ready { // without a device, nothing is learned there
+			gone = append(gone, departure{p, at})
+		}
+	}
+	g.fastAt = now
+	return gone
+}
+
 // seeOff hands what the kernel learned about hosts that left the fast path over
 // to the tunnel. op is held.
-func (s *Switch) seeOff() {
-	type place struct {
-		key, link string
-		at        netip.Addr
-		peer      id.PeerID
-	}
-	s.mu.Lock()
-	var places []place
-	for _, p := range s.fallen {
-		x := s.peers[p]
-		if x == nil || !x.addr.IsValid() {
-			continue
-		}
-		for _, g := range s.segments {
-			if _, member := g.members[p]; member && g.ready {
-				places = append(places, place{g.Key, g.Link, x.addr, p})
-			}
-		}
-	}
-	s.fallen = nil
-	s.mu.Unlock()
-	for _, x := range places {
-		macs, err := s.cfg.Kernel.TakeLearned(x.link, x.at)
+func (s *Switch) seeOff(g *segment, gone []departure) {
+	for _, x := range gone {
+		macs, err := s.cfg.Kernel.TakeLearned(g.Link, x.at)
 		if err != nil {
-			s.cfg.Log.WithFields(map[string]any{"segment": x.key, "peer": x.peer.Short()}).WithError(err).
-				Warn("addresses that were learned stay on the fast path")
+			g.log.WithField("peer", x.peer.Short()).WithError(err).Warn("addresses that were learned stay on the fast path")
 		}
 		for _, mac := range macs {
-			s.cfg.Tunnel.Learn(x.key, mac, x.peer)
+			s.cfg.Tunnel.Learn(g.Key, mac, x.peer)
 		}
 	}
 }

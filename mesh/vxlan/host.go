@@ -1,8 +1,12 @@
 package vxlan
 
 import (
+	"errors"
+	"math/rand/v2"
 	"net/netip"
+	"time"
 
+	"weave/mesh/beat"
 	"weave/mesh/vni"
 )
 
@@ -19,22 +23,40 @@ func (s *Switch) raiseHost() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		if s.trouble != err.Error() {
-			s.cfg.Log.WithError(err).Warn("no fast path: frames go by the tunnel")
-		}
-		s.trouble = err.Error()
+		s.suffer(err)
 		return
 	}
-	s.trouble = ""
+	s.trouble, s.since, s.exposed = "", time.Time{}, false
 	first := !s.bound
 	s.bound = true
 	if fresh {
 		s.host.reload(Remote, entries, first)
 	}
 	s.host.reload(Allow, allowed, first)
+	if first {
+		s.beginGrace()
+	}
 	for _, p := range s.peers {
 		s.markHost(p)
 	}
+}
+
+// suffer takes an error of makeHost. What cannot be looked at for a while is most
+// likely as it was: it carries on. mu is held.
+func (s *Switch) suffer(err error) {
+	now := s.cfg.Clock()
+	if s.since.IsZero() {
+		s.since = now
+	}
+	s.exposed = errors.Is(err, ErrUnguarded) || now.Sub(s.since) >= patience
+	if s.bound && !s.exposed {
+		s.cfg.Log.WithError(err).Warn("fast path not looked after: it is left as it is")
+		return
+	}
+	if s.trouble != err.Error() {
+		s.cfg.Log.WithError(err).Warn("no fast path: frames go by the tunnel")
+	}
+	s.trouble = err.Error()
 }
 
 // makeHost does the kernel's part. entries are those of the device, if they are
@@ -52,7 +74,7 @@ func (s *Switch) makeHost(mtu int) (allowed, entries []Entry, fresh bool, err er
 	if err != nil {
 		return nil, nil, false, err
 	}
-	if s.bound && !made {
+	if s.bound && !made && !s.deaf.Load() {
 		return allowed, nil, false, nil
 	}
 	if _, _, err := s.cfg.Kernel.Plug(beatLink, ""); err != nil {
@@ -61,6 +83,7 @@ func (s *Switch) makeHost(mtu int) (allowed, entries []Entry, fresh bool, err er
 	if err := s.cfg.Probes.Bind(beatLink); err != nil {
 		return nil, nil, false, err
 	}
+	s.deaf.Store(false)
 	entries, err = s.cfg.Kernel.Entries(beatLink, "")
 	return allowed, entries, true, err
 }
@@ -87,25 +110,28 @@ func (s *Switch) markHost(p *peer) {
 
 // wantHost is what ought to be in a slot of the host's table. mu is held.
 func (s *Switch) wantHost(x slot) opinion {
-	early := !s.graceEnd.IsZero()
 	if x.Kind == Remote {
-		p := s.byMAC[x.MAC]
-		switch {
-		case p == nil:
-			return opinion{unsure: early}
-		case !p.addr.IsValid():
-			return opinion{unsure: true}
+		if p := s.byMAC[x.MAC]; p != nil && p.addr.IsValid() {
+			return wanted(Entry{Kind: Remote, MAC: x.MAC, Addr: p.addr})
 		}
-		return wanted(Entry{Kind: Remote, MAC: x.MAC, Addr: p.addr})
+		return opinion{unsure: s.early(s.host.set[x].Addr)}
 	}
-	known := true
 	for _, p := range s.peers {
 		if p.addr == x.Addr {
 			return wanted(Entry{Kind: Allow, Addr: x.Addr})
 		}
-		known = known && p.addr.IsValid()
 	}
-	return opinion{unsure: early || !known}
+	return opinion{unsure: s.early(x.Addr)}
+}
+
+// adopt takes over the paths that an earlier run had up, for peers that were
+// known before its tables were. mu is held.
+func (s *Switch) adopt() {
+	for _, x := range s.peers {
+		if x.path != nil && x.path.State() == beat.Unproven && s.inherit(x.addr) {
+			x.path = beat.New(rand.Uint64(), true, s.cfg.Clock())
+		}
+	}
 }
 
 // inherit reports whether an earlier run had a host on the fast path. mu is

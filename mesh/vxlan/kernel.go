@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"errors"
 	"net/netip"
 
 	"weave/mesh/fdb"
@@ -13,6 +14,16 @@ type Device struct {
 	MTU   int
 	Local netip.Addr // underlay address to send from
 	Port  uint16     // UDP, here and there
+}
+
+// Overhead is what the MTU of a segment must stay below that of the underlay: the
+// inner Ethernet header, VXLAN's, and the outer UDP and IP headers.
+func Overhead(local netip.Addr) int {
+	const inner = ethernetLen + 8 + 8
+	if local.Unmap().Is4() {
+		return inner + 20
+	}
+	return inner + 40
 }
 
 // Kind tells what an Entry is.
@@ -84,11 +95,14 @@ type Kernel interface {
 	Close() error
 }
 
+// ErrUnguarded is a Guard's: it is not there, and cannot be set up.
+var ErrUnguarded = errors.New("vxlan: no guard")
+
 // Guard keeps VXLAN from everybody but the hosts that are allowed, and from
 // what containers send; *Firewall is one. One goroutine at a time calls it.
 type Guard interface {
 	// Ensure sets the guard up, with those allowed that were before, and returns
-	// them.
+	// them. It fails with ErrUnguarded if it knows that the guard is not up.
 	Ensure(port uint16) ([]netip.Addr, error)
 	Allow(a netip.Addr) error
 	Deny(a netip.Addr) error

@@ -26,8 +26,8 @@ const (
 var (
 	// ErrNotVXLAN: a link of another kind has the name.
 	ErrNotVXLAN = errors.New("vxlan: link of that name is not a VXLAN device")
-	// ErrOldKernel: the kernel does not keep two ports of a bridge apart.
-	ErrOldKernel = errors.New("vxlan: the kernel is too old to isolate ports of a bridge")
+	// ErrOldKernel: the kernel lacks what the fast path needs of a bridge.
+	ErrOldKernel = errors.New("vxlan: the kernel is older than 4.20")
 )
 
 // Links is the kernel by netlink, in the network namespace of the thread that
@@ -37,6 +37,8 @@ type Links struct {
 	raw map[int]*nl.SocketHandle // for what the handle has no call for
 	// known are the devices whose ports have their flags from this run.
 	known map[string]bool
+	// sticky: the kernel has been seen to keep sticky entries.
+	sticky bool
 }
 
 // NewLinks returns Links; it touches nothing yet.

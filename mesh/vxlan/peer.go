@@ -22,6 +22,9 @@ type peer struct {
 	why    string     // VXLAN cannot go where the session goes; empty if it can
 	path   *beat.Path // to addr
 	heard  beat.Report
+
+	heardAt time.Time
+	told    beat.Report // the last report to it
 }
 
 // hold notes that a peer has one more segment of ours. mu is held.
@@ -53,18 +56,21 @@ func (s *Switch) release(p id.PeerID) {
 // look asks where a peer is. mu is held.
 func (s *Switch) look(x *peer, now time.Time) {
 	at, ok := s.cfg.Mesh.Path(x.id)
-	x.linked = ok
 	if !ok {
+		x.linked = false
 		return
 	}
 	addr := at.Addr().Unmap()
-	x.why = s.unfit(netip.AddrPortFrom(addr, at.Port()))
+	why := s.unfit(netip.AddrPortFrom(addr, at.Port()))
+	s.moved = s.moved || !x.linked || why != x.why
+	x.linked, x.why = true, why
 	if x.why != "" {
 		addr = netip.Addr{}
 	}
 	if addr == x.addr && (x.path != nil || !addr.IsValid()) {
 		return
 	}
+	s.moved = true
 	s.markPeer(x) // what was where it was
 	x.addr, x.path = addr, nil
 	if addr.IsValid() {

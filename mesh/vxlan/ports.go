@@ -12,6 +12,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"weave/mesh/beat"
+	"weave/mesh/id"
 )
 
 // port is a link as a bridge sees it.
@@ -46,7 +49,7 @@ func (l *Links) Plug(name, tap string) (plugged, fresh bool, err error) {
 		if l.known[name] && dev.isolated && other.isolated {
 			return nil
 		}
-		return l.part(name, dev, other)
+		return l.part(h, name, dev, other)
 	})
 	if errors.Is(err, unix.EADDRINUSE) {
 		err = fmt.Errorf("%w: another program uses the UDP port", err)
@@ -64,15 +67,15 @@ func (l *Links) join(h *netlink.Handle, name string, dev, other port) error {
 	if err := h.LinkSetMasterByIndex(link, other.master); err != nil {
 		return err
 	}
-	if err := l.part(name, dev, other); err != nil {
+	if err := l.part(h, name, dev, other); err != nil {
 		return err
 	}
 	return bringUp(h, name)
 }
 
 // part sets the flags of both ports. Kernels skip flags that they do not know,
-// so the one that counts is read again.
-func (l *Links) part(name string, ports ...port) error {
+// so those that count are read again.
+func (l *Links) part(h *netlink.Handle, name string, ports ...port) error {
 	for i, p := range ports {
 		if err := l.setFlags(p.index, i == 0); err != nil {
 			return fmt.Errorf("set flags of port %d: %w", p.index, err)
@@ -83,10 +86,45 @@ func (l *Links) part(name string, ports ...port) error {
 		return err
 	}
 	if !dev.isolated {
-		return ErrOldKernel
+		return fmt.Errorf("%w: it does not isolate ports of a bridge", ErrOldKernel)
+	}
+	if err := l.trySticky(h, dev.index); err != nil {
+		return err
 	}
 	l.known[name] = true
 	return nil
+}
+
+// trySticky finds out, once, whether the kernel keeps entries of a bridge where
+// they are set. Else any frame from afar would move an address to VXLAN.
+func (l *Links) trySticky(h *netlink.Handle, index int) error {
+	if l.sticky {
+		return nil
+	}
+	e := Entry{Kind: Port, MAC: beat.MAC(id.PeerID{}), Fast: true} // no host's
+	n := e.port(index)
+	if err := h.NeighSet(n); err != nil {
+		return fmt.Errorf("try a sticky entry: %w", err)
+	}
+	table, err := h.NeighList(index, unix.AF_BRIDGE)
+	if err := errors.Join(err, h.NeighDel(n)); err != nil {
+		return fmt.Errorf("try a sticky entry: %w", err)
+	}
+	if err := e.keptIn(table); err != nil {
+		return err
+	}
+	l.sticky = true
+	return nil
+}
+
+// keptIn reports whether a bridge's table has an entry as it was set.
+func (e Entry) keptIn(table []netlink.Neigh) error {
+	for _, n := range table {
+		if is, ok := ownEntry(n, e.Fast); ok && is == e {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: it has no sticky entries in bridges", ErrOldKernel)
 }
 
 // setFlags sets what a port of a bridge does with frames. Both of ours are

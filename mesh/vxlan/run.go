@@ -3,6 +3,8 @@ package vxlan
 import (
 	"context"
 	"errors"
+	"maps"
+	"net/netip"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,9 +18,12 @@ import (
 func (s *Switch) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if s.cfg.Off != "" {
+		s.op.Lock()
+		s.sweepHost() // there may be no segment that would
+		s.op.Unlock()
 		<-ctx.Done()
 	} else {
-		g.Go(func() error { s.hear(); return nil })
+		g.Go(func() error { s.hear(ctx); return nil })
 		g.Go(func() error {
 			s.work(ctx)
 			return s.cfg.Probes.Close() // ends hear
@@ -56,10 +61,6 @@ func (s *Switch) work(ctx context.Context) {
 func (s *Switch) tick(now time.Time) {
 	s.mu.Lock()
 	idle := len(s.segments) == 0
-	if !s.graceEnd.IsZero() && !now.Before(s.graceEnd) {
-		s.graceEnd = time.Time{}
-		s.remark()
-	}
 	for _, x := range s.peers {
 		s.look(x, now)
 	}
@@ -68,7 +69,9 @@ func (s *Switch) tick(now time.Time) {
 		return
 	}
 	s.op.Lock()
-	if now.Sub(s.lastTend) >= tendEvery {
+	due := now.Sub(s.lastTend) >= tendEvery
+	s.reconsider(now, due)
+	if due {
 		s.lastTend = now
 		s.tendAll(now)
 	} else {
@@ -76,6 +79,51 @@ func (s *Switch) tick(now time.Time) {
 	}
 	s.op.Unlock()
 	s.beat(now)
+}
+
+// beginGrace notes that tables of an earlier run were taken over. mu is held.
+func (s *Switch) beginGrace() {
+	now := s.cfg.Clock()
+	s.graceEnd, s.awayEnd, s.moved = now.Add(grace), now.Add(graceAway), true
+}
+
+// reconsider marks what an earlier run left, if something has changed, or may
+// have, in what we know of the hosts that it is for.
+func (s *Switch) reconsider(now time.Time, due bool) {
+	s.mu.Lock()
+	over := !s.graceEnd.IsZero() && !now.Before(s.graceEnd)
+	if over {
+		s.graceEnd = time.Time{}
+	}
+	ask := s.inherits() && (due || over || s.moved)
+	patient := now.Before(s.awayEnd)
+	s.moved = false
+	s.mu.Unlock()
+	if !ask {
+		return
+	}
+	var away []netip.Addr
+	if patient {
+		away = s.cfg.Mesh.Away()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range away {
+		s.away[a.Unmap()] = now
+	}
+	maps.DeleteFunc(s.away, func(_ netip.Addr, last time.Time) bool { return !patient || now.Sub(last) >= grace })
+	s.remark()
+}
+
+// inherits reports whether something of an earlier run is not decided on. mu is
+// held.
+func (s *Switch) inherits() bool {
+	for _, g := range s.segments {
+		if len(g.table.inherited) > 0 {
+			return true
+		}
+	}
+	return len(s.host.inherited) > 0
 }
 
 // remark marks what stayed because too little was known. mu is held.
@@ -123,11 +171,24 @@ func (s *Switch) tendNew(now time.Time) {
 	}
 }
 
-// letter is what one peer is sent in a tick.
+// letter is what one peer is sent in a tick: either, or both.
 type letter struct {
 	to     id.PeerID
-	probe  beat.Probe
-	report beat.Report
+	probe  *beat.Probe
+	report *beat.Report
+}
+
+// letter returns what a peer is to be sent now. mu is held.
+func (x *peer) letter(now time.Time) letter {
+	l := letter{to: x.id}
+	if p, due := x.path.Probe(now); due {
+		l.probe = &p
+	}
+	if x.heard != x.told || now.Sub(x.heardAt) >= beat.Overdue {
+		r := x.heard
+		x.told, l.report = r, &r
+	}
+	return l
 }
 
 // beat sends probes and reports to all peers that may be on the fast path.
@@ -137,7 +198,7 @@ func (s *Switch) beat(now time.Time) {
 	var letters []letter
 	for _, x := range s.peers {
 		if x.path != nil && x.linked && s.bound && s.mayBeFast(x) {
-			letters = append(letters, letter{x.id, x.path.Probe(now), x.heard})
+			letters = append(letters, x.letter(now))
 		}
 	}
 	for _, g := range s.segments {
@@ -148,9 +209,12 @@ func (s *Switch) beat(now time.Time) {
 	frame := make([]byte, 0, length)
 	var body [beat.ReportLen]byte
 	for _, l := range letters {
-		// What cannot be sent is as good as lost.
-		_ = s.cfg.Probes.Send(beat.AppendProbe(frame, l.probe, s.cfg.Self, l.to, length))
-		s.cfg.Mesh.SendReport(l.to, beat.AppendReport(body[:0], l.report))
+		if l.probe != nil { // what cannot be sent is as good as lost
+			_ = s.cfg.Probes.Send(beat.AppendProbe(frame, *l.probe, s.cfg.Self, l.to, length))
+		}
+		if l.report != nil {
+			s.cfg.Mesh.SendReport(l.to, beat.AppendReport(body[:0], *l.report))
+		}
 	}
 }
 
@@ -198,7 +262,6 @@ func (s *Switch) judge(r report) (changed bool) {
 	}
 	log := s.cfg.Log.WithField("peer", x.id.Short())
 	if was {
-		s.fallen = append(s.fallen, x.id)
 		log.WithField("reason", s.describe(x.path.State())).Warn("frames to the peer go by the tunnel")
 	} else {
 		log.WithField("address", x.addr).Info("frames to the peer go by VXLAN")
@@ -210,15 +273,26 @@ func (s *Switch) judge(r report) (changed bool) {
 // maxProbe is the longest frame that is read.
 const maxProbe = 64 << 10
 
-// hear reads what the peers send, until there is nothing to read from.
-func (s *Switch) hear() {
+// hear reads what the peers send, until ctx ends. What cannot be read from is
+// bound again, by tend.
+func (s *Switch) hear(ctx context.Context) {
 	buf := make([]byte, maxProbe)
 	for {
 		n, err := s.cfg.Probes.Receive(buf)
-		if err != nil {
+		if err == nil {
+			s.take(buf[:n])
+			continue
+		}
+		if ctx.Err() != nil {
 			return
 		}
-		s.take(buf[:n])
+		s.cfg.Log.WithError(err).Warn("heart-beats not heard: listening anew")
+		s.deaf.Store(true)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(tendEvery):
+		}
 	}
 }
 
@@ -234,6 +308,7 @@ func (s *Switch) take(frame []byte) {
 	if x == nil {
 		return
 	}
+	x.heardAt = s.cfg.Clock()
 	if x.heard.Any = p.Seq; p.Full {
 		x.heard.Full = p.Seq
 	}

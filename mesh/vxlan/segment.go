@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -24,8 +25,9 @@ type segment struct {
 	endpoints *fdb.Table
 	members   map[id.PeerID]Member
 	table     table
-	stale     bool        // carried may be wrong
-	carried   []id.PeerID // what the tunnel was told
+	stale     bool                     // carried may be wrong
+	carried   []id.PeerID              // what the tunnel was told
+	fastAt    map[id.PeerID]netip.Addr // who was on the fast path when last looked at
 }
 
 func newSegment(x Segment, log *logrus.Entry) *segment {
@@ -107,7 +109,11 @@ func (s *Switch) tend(g *segment, now time.Time) {
 	case why != "" && (was || g.why != why):
 		g.down(why)
 	case why == "" && (!was || fresh):
+		if !g.loaded && len(entries) > 0 {
+			s.beginGrace()
+		}
 		g.table.load(entries, !g.loaded)
+		s.adopt()
 		g.ready, g.why, g.loaded = true, "", true
 		g.markAll(s.peers)
 	}
@@ -120,9 +126,13 @@ func (s *Switch) tend(g *segment, now time.Time) {
 }
 
 // raise does the kernel's part of tend. If the tables are to be looked at, it
-// returns what is in them. A device that nobody guards is taken away.
+// returns what is in them. A device that nobody guards is taken away; one that
+// may have a guard is left to the kernel.
 func (s *Switch) raise(g *segment) (entries []Entry, fresh bool, why string) {
 	if s.trouble != "" {
+		if !s.exposed {
+			return nil, false, s.trouble
+		}
 		if err := s.cfg.Kernel.Remove(g.Link); err != nil {
 			g.log.WithError(err).Error("VXLAN device stays without a guard")
 		}

@@ -1,7 +1,8 @@
 package vxlan
 
 import (
-	"errors"
+	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -235,7 +236,7 @@ func TestRestart(t *testing.T) {
 	}
 }
 
-// TestRestartOfAll holds that a peer without a plugin keeps its path when ours
+// TestRestartWhilePeerIsAway holds that a peer without a plugin keeps its path when ours
 // starts anew, as long as others announce its endpoints.
 func TestRestartWhilePeerIsAway(t *testing.T) {
 	w, a, b := pair(t)
@@ -271,6 +272,21 @@ func TestPassword(t *testing.T) {
 		t.Error("ready all the same")
 	}
 	must(t, a.RemoveSegment("a", "wvxa"))
+}
+
+// TestPasswordWithoutSegments holds that what all segments shared goes, too, if
+// none is added any more.
+func TestPasswordWithoutSegments(t *testing.T) {
+	w, a, b := pair(t)
+	w.awaitFast(a, b)
+	a.off = "a password is set"
+	a.start()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	must(t, a.Run(ctx))
+	if a.kernel.devices[beatLink] != nil || a.guard.up {
+		t.Errorf("an earlier run left %v, guard %v", a.kernel.devices[beatLink], a.guard.up)
+	}
 }
 
 // TestNewVNI holds that a segment's old number carries nothing from the change
@@ -390,7 +406,7 @@ func TestNoGuardNoVXLAN(t *testing.T) {
 	w, a, b := pair(t)
 	w.awaitFast(a, b)
 	w.step()
-	a.guard.err = errors.New("no nftables")
+	a.guard.err = fmt.Errorf("%w: no nftables", ErrUnguarded)
 	w.until("the device to be taken away", func() bool { return a.kernel.devices["wvxa"] == nil })
 	if a.Ready("a") {
 		t.Error("still ready")

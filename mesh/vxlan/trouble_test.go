@@ -1,6 +1,10 @@
 package vxlan
 
 import (
+	"context"
+	"errors"
+	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -229,5 +233,100 @@ func TestFlat(t *testing.T) {
 		if got := a.device(key(n)); len(got) != 1 {
 			t.Errorf("segment %s is left with %v", key(n), got)
 		}
+	}
+}
+
+// TestGuardNotSeen holds that a fast path stays, with all that is in the kernel,
+// while it cannot be told whether its guard is up: in this run and in the next;
+// but not for ever.
+func TestGuardNotSeen(t *testing.T) {
+	w, a, b := pair(t)
+	w.awaitFast(a, b)
+	w.run(time.Second)
+	before := a.kernel.changes
+	a.guard.err = errors.New("netlink: interrupted")
+	w.run(patience / 2)
+	if !a.Ready("a") || !a.isFast(b) {
+		t.Error("the fast path is given up")
+	}
+	a.start()
+	w.join("a", a)
+	w.announce("a", b, 1)
+	w.run(patience / 2)
+	if a.Ready("a") {
+		t.Error("frames are asked for without a guard")
+	}
+	a.guard.err = nil
+	w.run(2 * tendEvery)
+	w.tell()
+	if !a.isFast(b) || a.kernel.changes != before {
+		t.Errorf("changed: %v", a.kernel.log[len(a.kernel.log)-(a.kernel.changes-before):])
+	}
+	a.guard.err = errors.New("netlink: broken")
+	w.run(patience + 2*tendEvery)
+	if a.kernel.devices["wvxa"] != nil {
+		t.Error("the device stays although nobody sees its guard")
+	}
+}
+
+// TestLearnedIsHandedOver holds that what the kernel learned behind a peer goes
+// to the tunnel for whatever reason the peer leaves the fast path.
+func TestLearnedIsHandedOver(t *testing.T) {
+	for name, leave := range map[string]func(w *world, a, b *fakeHost){
+		"another VNI":     func(_ *world, _, b *fakeHost) { b.SetVNI("a", 999) },
+		"no device":       func(_ *world, _, b *fakeHost) { b.guard.err = ErrUnguarded },
+		"another address": func(_ *world, _, b *fakeHost) { b.addr = netip.MustParseAddrPort("192.0.2.77:6783") },
+		"another port":    func(_ *world, _, b *fakeHost) { b.addr = netip.MustParseAddrPort("192.0.2.2:7000") },
+		"silence":         func(w *world, _, _ *fakeHost) { w.cut = func(_, _ *fakeHost, _ []byte) bool { return true } },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, a, b := pair(t)
+			w.awaitFast(a, b)
+			w.step()
+			a.kernel.devices["wvxa"].learned[fdb.MAC{2, 9, 9, 9, 9, 9}] = b.addr.Addr()
+			leave(w, a, b)
+			w.run(2 * tendEvery)
+			w.tell()
+			w.step()
+			if want := []string{"a 02:09:09:09:09:09 2"}; !slices.Equal(a.learned, want) {
+				t.Errorf("the tunnel learned %v, want %v", a.learned, want)
+			}
+		})
+	}
+}
+
+// TestDeaf holds that heart-beats are bound anew after an error, once.
+func TestDeaf(t *testing.T) {
+	w, a, b := pair(t)
+	w.awaitFast(a, b)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); a.hear(ctx) }()
+	for end := time.Now().Add(10 * time.Second); !a.deaf.Load() && time.Now().Before(end); {
+		runtime.Gosched()
+	}
+	cancel()
+	<-ended
+	w.run(3 * tendEvery)
+	if a.binds != 2 {
+		t.Errorf("bound %d times, want 2", a.binds)
+	}
+}
+
+// TestIdleIsCheap holds that peers that have long been up cost a third, and are
+// given up in time all the same.
+func TestIdleIsCheap(t *testing.T) {
+	w, a, b := pair(t)
+	w.awaitFast(a, b)
+	w.run(10 * time.Second)
+	cost := func() int { a.beats = 0; w.run(24 * time.Second); return a.beats }
+	young := cost()
+	w.run(6 * time.Minute)
+	if old := cost(); old > young/3+2 {
+		t.Errorf("%d probes and reports in the end, %d at first", old, young)
+	}
+	w.cut = func(_, _ *fakeHost, _ []byte) bool { return true }
+	if took := w.until("a to fall back", func() bool { return !a.isFast(b) }); took > 3200*time.Millisecond {
+		t.Errorf("took %s", took)
 	}
 }

@@ -45,9 +45,11 @@
 package vxlan
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -57,11 +59,15 @@ import (
 	"weave/mesh/id"
 )
 
-// Mesh is what the fast path needs of the sealed one. It must not block.
+// Mesh is what the fast path needs of the sealed one. It must not block, but for
+// Away.
 type Mesh interface {
 	// Path returns the underlay address that a peer's session uses, false if
 	// there is none now.
 	Path(p id.PeerID) (netip.AddrPort, bool)
+	// Away returns the underlay addresses of the hosts of the cluster that there
+	// is no session with now.
+	Away() []netip.Addr
 	// SendReport seals a report and sends it, once.
 	SendReport(p id.PeerID, body []byte)
 }
@@ -111,13 +117,19 @@ type Member struct {
 const beatLink = "wvx-beat"
 
 const (
-	// grace is how long after our start the entries of an earlier run stay, if
-	// nothing speaks against them.
-	grace = 20 * time.Second
+	// grace is how long the entries of an earlier run stay after they were taken
+	// over, if nothing speaks against them. Those that lead to a host of the
+	// cluster that is away stay until it is back for as long: its kernel may be
+	// at work while its plugin is not.
+	grace     = 20 * time.Second
+	graceAway = time.Hour
 	// moveHold is how long a segment has no device after its VNI changed: the
 	// others hear of that first, so that no frame of theirs ends in the segment
 	// that has the old number next.
 	moveHold = 10 * time.Second
+	// patience is how long devices stay if it cannot be told whether the guard
+	// is up.
+	patience = 30 * time.Second
 	// tendEvery is how often devices are looked at, and what failed is tried
 	// again.
 	tendEvery = 5 * time.Second
@@ -129,20 +141,25 @@ type Switch struct {
 	cfg     Config        // set once
 	wake    chan struct{} // buffered: there is something to flush
 	reports chan report   // for Run
+	deaf    atomic.Bool   // heart-beats are to be bound anew
 
 	op       sync.Mutex // held over calls of the kernel
 	swept    bool       // what an earlier run left is gone; guarded by op
 	lastTend time.Time  // guarded by op
 
 	mu       sync.Mutex
-	graceEnd time.Time // zero when it is over
-	bound    bool      // heart-beats have their link; changed under op too
+	graceEnd time.Time                // zero when it is over, or has not begun
+	awayEnd  time.Time                // the same of graceAway
+	away     map[netip.Addr]time.Time // hosts, and when they were last without a session
+	moved    bool                     // away may be wrong
+	bound    bool                     // heart-beats have their link; changed under op too
 	segments map[string]*segment
 	peers    map[id.PeerID]*peer // the members of segments
 	byMAC    map[fdb.MAC]*peer   // by the MAC of their heart-beats
 	host     table               // of the heart-beats' device, and the guard
 	trouble  string              // why this host has no fast path for now; changed under op too
-	fallen   []id.PeerID         // who left the fast path, and was not seen off yet
+	since    time.Time           // when what is shared began to fail; zero if it does not
+	exposed  bool                // nobody guards the devices; changed under op too
 }
 
 type report struct {
@@ -159,10 +176,10 @@ func New(cfg Config) *Switch {
 		cfg:      cfg,
 		wake:     make(chan struct{}, 1),
 		reports:  make(chan report, maxReports),
-		graceEnd: cfg.Clock().Add(grace),
 		segments: map[string]*segment{},
 		peers:    map[id.PeerID]*peer{},
 		byMAC:    map[fdb.MAC]*peer{},
+		away:     map[netip.Addr]time.Time{},
 		host:     newTable(),
 	}
 }
@@ -203,17 +220,23 @@ func (s *Switch) AddSegment(x Segment) (ready bool) {
 	return seg.ready
 }
 
-// sweep removes what an earlier run left that had a fast path. op is held.
+// sweep removes what an earlier run that had a fast path left of a segment. op is
+// held.
 func (s *Switch) sweep(x Segment) {
-	errs := []error{s.cfg.Kernel.Remove(x.Link), s.cfg.Kernel.Clear(x.TAP)}
-	if !s.swept {
-		errs = append(errs, s.cfg.Kernel.Remove(beatLink), s.cfg.Guard.Remove())
-		s.swept = true
+	if err := errors.Join(s.cfg.Kernel.Remove(x.Link), s.cfg.Kernel.Clear(x.TAP)); err != nil {
+		s.cfg.Log.WithField("segment", x.Key).WithError(err).Warn("traces of the fast path stay")
 	}
-	for _, err := range errs {
-		if err != nil {
-			s.cfg.Log.WithField("segment", x.Key).WithError(err).Warn("traces of the fast path stay")
-		}
+	s.sweepHost()
+}
+
+// sweepHost removes what such a run left beside segments. op is held.
+func (s *Switch) sweepHost() {
+	if s.swept {
+		return
+	}
+	err := errors.Join(s.cfg.Kernel.Remove(beatLink), s.cfg.Guard.Remove())
+	if s.swept = err == nil; !s.swept {
+		s.cfg.Log.WithError(err).Warn("traces of the fast path stay")
 	}
 }
 

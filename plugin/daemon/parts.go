@@ -17,7 +17,6 @@ import (
 	"weave/mesh"
 	"weave/mesh/id"
 	"weave/mesh/tunnel"
-	"weave/mesh/wire"
 	"weave/plugin/config"
 	"weave/plugin/engine"
 	"weave/plugin/store"
@@ -72,19 +71,11 @@ func (p *parts) open(cfg config.Config, log *logrus.Entry) (err error) {
 			return err
 		}
 	}
-	mtu := cfg.MTU
-	if mtu == 0 {
-		underlay, err := p.kernel.UnderlayMTU(p.address)
-		if err != nil {
-			return err
-		}
-		mtu = min(underlay-wire.TunnelOverhead, tunnel.MaxMTU) // loopback and InfiniBand have more
-	}
-	return p.join(cfg, mtu, log)
+	return p.join(cfg, log)
 }
 
 // join builds allocator, node and driver, which need each other.
-func (p *parts) join(cfg config.Config, mtu int, log *logrus.Entry) (err error) {
+func (p *parts) join(cfg config.Config, log *logrus.Entry) (err error) {
 	c := &cluster{self: ring.Peer(p.identity.ID.String()), log: log}
 	p.allocator, err = ipam.New(ipam.Config{
 		Self: c.self, Range: cfg.IPAllocRange, Store: p.store, Cluster: c,
@@ -94,15 +85,19 @@ func (p *parts) join(cfg config.Config, mtu int, log *logrus.Entry) (err error) 
 	if err != nil {
 		return err
 	}
-	p.node, err = mesh.New(mesh.Config{
+	meshCfg := mesh.Config{
 		Identity: p.identity, Password: cfg.Password, Nickname: cfg.Nickname,
 		Listen: listenAddr(cfg), Advertise: p.address, Peers: cfg.Peers, VXLANPort: cfg.VXLANPort(), Store: p.store, Log: log,
 		Replicas: map[string]mesh.Replica{replicaRings: rings{p.allocator}},
 		Answer: func(ctx context.Context, from id.PeerID, request []byte) ([]byte, error) {
 			return p.allocator.Answer(ctx, ring.Peer(from.String()), request)
 		},
-	})
+	}
+	mtu, err := p.mtu(cfg.MTU, meshCfg.Overhead())
 	if err != nil {
+		return err
+	}
+	if p.node, err = mesh.New(meshCfg); err != nil {
 		return err
 	}
 	c.node = p.node
@@ -114,6 +109,16 @@ func (p *parts) join(cfg config.Config, mtu int, log *logrus.Entry) (err error) 
 		NetworkName: p.names.network, Log: log,
 	})
 	return err
+}
+
+// mtu is that of a segment that nobody has chosen one for: as set, else what the
+// underlay leaves.
+func (p *parts) mtu(set, overhead int) (int, error) {
+	if set != 0 {
+		return set, nil
+	}
+	underlay, err := p.kernel.UnderlayMTU(p.address)
+	return min(underlay-overhead, tunnel.MaxMTU), err // loopback and InfiniBand have more
 }
 
 // listenAddr is where the mesh listens: on the address that the operator named,
