@@ -16,7 +16,8 @@
 // the smaller seed. Leases that lie outside the own ranges then, or for another
 // reason, stay with their containers and are claimed from the owners; what
 // another container holds too is a Clash. Ranges of a peer that people declare
-// gone (RemovePeer) go to one heir, on which the others agree.
+// gone (RemovePeer) go to one heir, on which the others agree, once all of them
+// have told it what they were given.
 //
 // The package does not talk to Docker or the network, does not decide that a
 // peer is gone, and does not stop or move a container.
@@ -125,7 +126,8 @@ type Allocator struct {
 	removed   removed
 	serial    uint64 // the last Serial that was used; up to serials may be, without another write
 	serials   uint64
-	collected map[ring.Peer]bool                    // heirs' work: peers of whose gifts all was learnt
+	told      map[ring.Peer]bool                    // heirs' work: who has told its rings since the last removal
+	awaited   []ring.Peer                           // who had not, when it was last tried
 	inherited map[ring.Peer]map[netip.Prefix]uint64 // addresses taken over since the start
 	picked    map[netip.Prefix]bool                 // fresh pools on their way to a handle
 	changed   map[netip.Prefix]bool                 // pools whose free space the Cluster must hear of
@@ -155,7 +157,7 @@ func New(cfg Config) (*Allocator, error) {
 		handles:    map[string]handle{},
 		acceptors:  map[string]paxos.State{},
 		removed:    removed{},
-		collected:  map[ring.Peer]bool{},
+		told:       map[ring.Peer]bool{},
 		inherited:  map[ring.Peer]map[netip.Prefix]uint64{},
 		wakeup:     make(chan struct{}, 1),
 		removing:   make(chan struct{}, 1),

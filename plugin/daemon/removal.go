@@ -66,6 +66,32 @@ func (p *parts) disown() error {
 	return p.node.MarkGone(former)
 }
 
+// waiting lists the removed hosts whose addresses nobody has taken over yet.
+func (p *parts) waiting() (all []waiting) {
+	for _, w := range p.allocator.Waiting() {
+		all = append(all, waiting{p.nickname(w.Peer), p.nicknames(w.For)})
+	}
+	return all
+}
+
+// nickname is what people call a peer of the allocator.
+func (p *parts) nickname(x ring.Peer) string {
+	peer, err := id.Parse(string(x))
+	if err != nil {
+		return string(x)
+	}
+	return p.node.Nickname(peer)
+}
+
+func (p *parts) nicknames(of []ring.Peer) []string {
+	names := make([]string, len(of))
+	for i, x := range of {
+		names[i] = p.nickname(x)
+	}
+	slices.Sort(names)
+	return names
+}
+
 // onRemoved is called by the allocator, once.
 func (p *parts) onRemoved() {
 	select {
@@ -163,7 +189,9 @@ func (d *daemon) RemovePeer(ctx context.Context, name string, gone bool) (contro
 			return control.Removal{}, err
 		}
 	}
-	out := control.Removal{Peer: peer.String(), Nickname: nickname, Heir: report.HeirHost, Pending: report.Pending}
+	out := control.Removal{
+		Peer: peer.String(), Nickname: nickname, Heir: report.HeirHost, Pending: report.Pending, Missing: p.nicknames(report.Missing),
+	}
 	for _, x := range report.Pools {
 		pool := control.RemovedPool{Subnet: x.Pool, Addresses: x.Addresses}
 		if !gone {
