@@ -140,6 +140,10 @@ func (a *Allocator) takeOver(ctx context.Context) error {
 	}
 	others := a.others()
 	a.collect(ctx, others)
+	ghosts := map[netip.Prefix]map[netip.Addr]ring.Peer{}
+	for _, prefix := range a.legacies() { // some may have come with what others told
+		ghosts[prefix] = a.ghosts(prefix)
+	}
 	defer a.flush()
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -153,7 +157,7 @@ func (a *Allocator) takeOver(ctx context.Context) error {
 	rings := map[*pool]*ring.Ring{}
 	var inherited []taken
 	for _, p := range a.pools {
-		if p.ring == nil || !a.inherits(p.ring) {
+		if p.ring == nil || ghosts[p.prefix] == nil || !a.inherits(p.ring) {
 			continue
 		}
 		next, more, err := a.inherit(p.ring)
@@ -165,7 +169,7 @@ func (a *Allocator) takeOver(ctx context.Context) error {
 	if len(rings) == 0 {
 		return nil
 	}
-	if err := a.saveRings(rings); err != nil {
+	if err := a.saveInherited(rings, ghosts); err != nil {
 		return err
 	}
 	a.tellInherited(inherited)
@@ -242,7 +246,13 @@ func (a *Allocator) report(p ring.Peer) RemoveReport {
 		}
 	}
 	a.mu.Lock()
-	pools := maps.Clone(a.inherited[p])
+	pools := map[netip.Prefix]uint64{}
+	for prefix, known := range a.pools {
+		if slices.Contains(slices.Collect(maps.Values(known.held)), p) {
+			pools[prefix] = 0 // taken over before the start
+		}
+	}
+	maps.Copy(pools, a.inherited[p])
 	a.mu.Unlock()
 	for prefix, addresses := range pools {
 		rp := RemovedPool{Pool: prefix, Addresses: addresses}

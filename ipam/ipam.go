@@ -87,6 +87,9 @@ type Config struct {
 	// Holders lists all that Held tells of a pool. Without it, RemovePeer names
 	// no held addresses, and gifts of ranges may contain some.
 	Holders func(pool netip.Prefix) map[netip.Addr]ring.Peer
+	// Gone says that the containers of a removed peer are gone, or announced
+	// under another name. Until then, what it had announced is not given out.
+	Gone func(p ring.Peer) bool
 	// OnClash tells that the lease of addr here has become a Clash. Those that
 	// were known before the start are not told again: see Clashes.
 	OnClash func(pool netip.Prefix, addr netip.Addr)
@@ -116,7 +119,7 @@ type Allocator struct {
 	wakeup   chan struct{} // there is work for Run
 	removing chan struct{} // holds one token; taken while peers agree on an heir
 	stored   identity      // as it is on disk
-	lost     []string      // on the way through New: keys of reservations that a former name had
+	lost     []string      // on the way through New: keys of what a former name's ranges had
 	former   []ring.Peer   // whom this peer was before it was removed, the latest first
 
 	mu        sync.Mutex // guards all below and what pools say it guards
@@ -200,6 +203,9 @@ func (a *Allocator) Settle(ctx context.Context) {
 		if err != nil {
 			a.cfg.Log.WithError(err).Warn("ranges of removed peers are still without an owner")
 		}
+	}
+	if err := a.keepHeld(); err != nil {
+		a.cfg.Log.WithError(err).Warn("a restart would forget what containers of removed peers hold")
 	}
 	a.claimAll(ctx)
 	for _, p := range a.allPools() {

@@ -182,16 +182,6 @@ func (a *Allocator) leaseIfFree(p *pool, h handle, addr netip.Addr) (done bool, 
 	return err == nil, err
 }
 
-// heldElsewhere says which other host's container holds addr, as far as the
-// Cluster knows. a.mu is not held.
-func (a *Allocator) heldElsewhere(pool netip.Prefix, addr netip.Addr) (holder ring.Peer, held bool) {
-	if a.cfg.Held == nil {
-		return "", false
-	}
-	holder, held = a.cfg.Held(pool, addr)
-	return holder, held && holder != a.cfg.Self && !slices.Contains(a.former, holder)
-}
-
 // nextOwner is the peer to ask for space: alive ones first, then by free space
 // as far as it is known. The other owners' figures may be old.
 func (a *Allocator) nextOwner(p *pool, h handle, asks map[ring.Peer]int) (ring.Peer, bool) {

@@ -169,6 +169,13 @@ func (c *cluster) holders(pool netip.Prefix) map[netip.Addr]ring.Peer {
 	return out
 }
 
+// gone tells whether the containers of a removed peer are gone, or announced
+// under another ID.
+func (c *cluster) gone(p ring.Peer) bool {
+	peer, err := id.Parse(string(p))
+	return err == nil && c.node.IsGone(peer)
+}
+
 // RemovePeer implements control.Daemon.
 func (d *daemon) RemovePeer(ctx context.Context, name string, gone bool) (control.Removal, error) {
 	p := d.parts.Load()
