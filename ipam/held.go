@@ -13,8 +13,9 @@ import (
 
 // What containers of removed peers hold, as they announced, is leased to nobody.
 // The announcements are nowhere but in memory, and who made them makes them no
-// more: so those in own ranges are also stored, with the ring that brings the
-// range, until the containers are known to be gone.
+// more: so those in own ranges, and in ranges to be inherited, are also stored,
+// at the latest with the ring that brings the range, until the containers are
+// known to be gone.
 
 const (
 	keyHeld = "held "
@@ -94,14 +95,17 @@ func (a *Allocator) mergeHeld(p *pool, ghosts map[netip.Addr]ring.Peer, gone []r
 	next := maps.Clone(p.held)
 	maps.DeleteFunc(next, func(_ netip.Addr, holder ring.Peer) bool { return slices.Contains(gone, holder) })
 	maps.Copy(next, ghosts)
-	return a.saveHeld(p, p.heldUnder(a.cfg.Self, p.ring, next))
+	return a.saveHeld(p, a.heldUnder(p, p.ring, next))
 }
 
-// heldUnder are those ghosts that lie in the ranges of a peer in r.
-func (p *pool) heldUnder(self ring.Peer, r *ring.Ring, ghosts map[netip.Addr]ring.Peer) map[netip.Addr]ring.Peer {
+// heldUnder are those ghosts that lie in ranges which this peer has in r, or is
+// to inherit. a.mu is held.
+func (a *Allocator) heldUnder(p *pool, r *ring.Ring, ghosts map[netip.Addr]ring.Peer) map[netip.Addr]ring.Peer {
 	held := map[netip.Addr]ring.Peer{}
 	for addr, holder := range ghosts {
-		if owner, _ := r.Owner(addr); owner == self && p.usable.Contains(addr) && len(held) < maxHeld {
+		owner, _ := r.Owner(addr)
+		heir, _ := a.heirOf(owner)
+		if (owner == a.cfg.Self || heir == a.cfg.Self) && p.usable.Contains(addr) && len(held) < maxHeld {
 			held[addr] = holder
 		}
 	}
@@ -137,8 +141,8 @@ func (a *Allocator) saveHeld(p *pool, next map[netip.Addr]ring.Peer) error {
 	return nil
 }
 
-// loadHeld passes over what lay in ranges that this peer had before it was
-// removed: rename is to delete it.
+// loadHeld takes what is not of own ranges any more, too: it does no harm, and
+// keepHeld deletes it. What a former name had is rename's to delete.
 func (a *Allocator) loadHeld(of string, value []byte) error {
 	p, addr, err := a.loadAddress(of)
 	if err != nil {
@@ -153,10 +157,8 @@ func (a *Allocator) loadHeld(of string, value []byte) error {
 		return fmt.Errorf("held by %q, which was not removed", holder)
 	case a.stored.Self != a.cfg.Self:
 		a.lost = append(a.lost, keyHeld+of)
-		return nil
-	case p.owner(addr) != a.cfg.Self:
-		return errors.New("held in a range that another peer owns")
+	default:
+		p.held[addr] = holder
 	}
-	p.held[addr] = holder
 	return nil
 }

@@ -95,6 +95,29 @@ func TestHeldIsStoredWithTheRing(t *testing.T) {
 	}
 }
 
+// TestHeldWhileWaiting has the heir restart before it may take over.
+func TestHeldWhileWaiting(t *testing.T) {
+	n, hosts, _ := gaveAway(t)
+	a := hosts[0]
+	held := netip.MustParseAddr("10.40.0.9") // c's; d was given more
+	n.table = map[netip.Addr]map[ring.Peer]bool{held: {"c": true}}
+	if _, err := a.RemovePeer(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	a.Settle(t.Context())
+	for range 2 {
+		a.restart(t)
+	}
+	n.mu.Lock()
+	delete(n.hosts, "d")
+	n.mu.Unlock()
+	if _, err := a.RemovePeer(t.Context(), "d"); err != nil {
+		t.Fatal(err)
+	}
+	_, err := a.request(small, held.String(), KindLease)
+	want(t, err, ErrInUse, "host-c")
+}
+
 // TestHeldInOwnRange has a removed host's container on an address in another
 // host's range, which it had not claimed yet.
 func TestHeldInOwnRange(t *testing.T) {

@@ -57,7 +57,7 @@ func (a *Allocator) saveInherited(rings map[*pool]*ring.Ring, ghosts map[netip.P
 	for p, r := range rings {
 		all := maps.Clone(p.held)
 		maps.Copy(all, ghosts[p.prefix])
-		held[p] = p.heldUnder(a.cfg.Self, r, all)
+		held[p] = a.heldUnder(p, r, all)
 		p.addHeld(changes, held[p])
 		changes[p.prefix.String()] = encode(r.Chunk())
 		for _, addr := range p.voidUnder(a.cfg.Self, r) {
