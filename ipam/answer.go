@@ -91,7 +91,7 @@ func (a *Allocator) heldBy(from ring.Peer, req request) map[netip.Addr]ring.Peer
 	var held map[netip.Addr]ring.Peer
 	switch req.Op {
 	case opSpace:
-		held = maps.Clone(a.holders(req.Pool))
+		held = a.holders(req.Pool)
 	case opClaim, opReserve:
 		held = map[netip.Addr]ring.Peer{}
 		for _, addr := range append(slices.Clip(req.Addrs), req.Addr) {
@@ -106,13 +106,6 @@ func (a *Allocator) heldBy(from ring.Peer, req request) map[netip.Addr]ring.Peer
 		return holder == from || slices.Contains(req.Former, holder) && a.isRemoved(holder)
 	})
 	return held
-}
-
-func (a *Allocator) holders(pool netip.Prefix) map[netip.Addr]ring.Peer {
-	if a.cfg.Holders == nil {
-		return nil
-	}
-	return a.cfg.Holders(pool)
 }
 
 // serveLocked is servePool with a.mu held.
@@ -138,7 +131,7 @@ func (a *Allocator) serveLocked(p *pool, from ring.Peer, req request, held map[n
 	case req.Op == opSpace:
 		return a.giveSpace(p, from, req, held)
 	case req.Op == opClaim:
-		return a.giveAddresses(p, from, req.Addrs, held)
+		return a.giveAddresses(p, from, req, held)
 	case !p.usable.Contains(req.Addr):
 		return failed(fmt.Errorf("address %s is not of pool %s: %w", req.Addr, p.prefix, ErrInvalid))
 	case req.Op == opReserve || req.Op == opUnreserve:
@@ -183,10 +176,10 @@ func (a *Allocator) giveSpace(p *pool, from ring.Peer, req request, held map[net
 
 // giveAddresses gives those that are free. What the asker was given before, and
 // the answer was lost, has moved.
-func (a *Allocator) giveAddresses(p *pool, from ring.Peer, addrs []netip.Addr, held map[netip.Addr]ring.Peer) answer {
-	verdicts := make([]verdict, len(addrs))
+func (a *Allocator) giveAddresses(p *pool, from ring.Peer, req request, held map[netip.Addr]ring.Peer) answer {
+	verdicts := make([]verdict, len(req.Addrs))
 	var given space.Set
-	for i, addr := range addrs {
+	for i, addr := range req.Addrs {
 		if !p.usable.Contains(addr) {
 			return failed(fmt.Errorf("address %s is not of pool %s: %w", addr, p.prefix, ErrInvalid))
 		}
@@ -201,6 +194,9 @@ func (a *Allocator) giveAddresses(p *pool, from ring.Peer, addrs []netip.Addr, h
 			verdicts[i] = verdict{Refusal: refusedLeased, Holder: held[addr]}
 		default:
 			given.Add(space.Single(addr))
+		}
+		if r := verdicts[i].Refusal; req.Held && r != "" && r != refusedMoved {
+			p.noteRefused(addr, from)
 		}
 	}
 	if err := a.give(p, from, given.Runs()...); err != nil {

@@ -66,6 +66,32 @@ func (p *parts) disown() error {
 	return p.node.MarkGone(former)
 }
 
+// waiting lists the removed hosts whose addresses nobody has taken over yet.
+func (p *parts) waiting() (all []waiting) {
+	for _, w := range p.allocator.Waiting() {
+		all = append(all, waiting{p.nickname(w.Peer), p.nicknames(w.For)})
+	}
+	return all
+}
+
+// nickname is what people call a peer of the allocator.
+func (p *parts) nickname(x ring.Peer) string {
+	peer, err := id.Parse(string(x))
+	if err != nil {
+		return string(x)
+	}
+	return p.node.Nickname(peer)
+}
+
+func (p *parts) nicknames(of []ring.Peer) []string {
+	names := make([]string, len(of))
+	for i, x := range of {
+		names[i] = p.nickname(x)
+	}
+	slices.Sort(names)
+	return names
+}
+
 // onRemoved is called by the allocator, once.
 func (p *parts) onRemoved() {
 	select {
@@ -109,23 +135,16 @@ func (p *parts) forgetRemoved() error {
 // container here belongs to one of another host.
 func (p *parts) onClash(pool netip.Prefix, addr netip.Addr) {
 	for _, e := range p.node.Endpoints() {
-		if e.Owner == p.identity.ID && ofPool(e.Segment, pool) && slices.Contains(e.Addrs, addr) {
+		if e.Owner == p.identity.ID && e.Has(pool, addr) {
 			p.node.Withdraw(e.ID)
 		}
 	}
 }
 
-// clashes tells whether an endpoint on a segment has an address that belongs to
-// a container of another host.
-func clashes(list []ipam.Clash, segment string, addrs []netip.Addr) bool {
-	return slices.ContainsFunc(list, func(c ipam.Clash) bool {
-		return c.Kind == ipam.KindLease && ofPool(segment, c.Pool) && slices.Contains(addrs, c.Addr)
-	})
-}
-
-// ofPool tells whether endpoints of a segment may have addresses of a pool.
-func ofPool(segment string, pool netip.Prefix) bool {
-	return segment == pool.String() || pool.Addr().Is6() || strings.HasPrefix(segment, mesh.NamedSegment)
+// clashes tells whether an endpoint has an address that belongs to a container
+// of another host.
+func clashes(list []ipam.Clash, e mesh.Endpoint) bool {
+	return slices.ContainsFunc(list, func(c ipam.Clash) bool { return c.Kind == ipam.KindLease && e.Has(c.Pool, c.Addr) })
 }
 
 // held is the table of endpoints as the allocator sees it: whose container has
@@ -141,6 +160,13 @@ func (c *cluster) holders(pool netip.Prefix) map[netip.Addr]ring.Peer {
 		out[addr] = ring.Peer(p.String())
 	}
 	return out
+}
+
+// gone tells whether the containers of a removed peer are gone, or announced
+// under another ID.
+func (c *cluster) gone(p ring.Peer) bool {
+	peer, err := id.Parse(string(p))
+	return err == nil && c.node.IsGone(peer)
 }
 
 // RemovePeer implements control.Daemon.
@@ -163,7 +189,9 @@ func (d *daemon) RemovePeer(ctx context.Context, name string, gone bool) (contro
 			return control.Removal{}, err
 		}
 	}
-	out := control.Removal{Peer: peer.String(), Nickname: nickname, Heir: report.HeirHost, Pending: report.Pending}
+	out := control.Removal{
+		Peer: peer.String(), Nickname: nickname, Heir: report.HeirHost, Pending: report.Pending, Missing: p.nicknames(report.Missing),
+	}
 	for _, x := range report.Pools {
 		pool := control.RemovedPool{Subnet: x.Pool, Addresses: x.Addresses}
 		if !gone {

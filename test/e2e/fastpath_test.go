@@ -40,7 +40,7 @@ func TestFastPath(t *testing.T) {
 		if out := weave(t, h, "status", "peers"); !strings.Contains(out, "VXLAN  -") {
 			t.Errorf("weave status peers of %s does not say that frames go by VXLAN:\n%s", h.Name(), out)
 		}
-		if !slices.Contains(traces(t, hs[i:i+1]), "link wvx-beat") {
+		if !slices.Contains(vxlanTraces(t, hs[i:i+1]), "link wvx-beat") {
 			t.Errorf("%s has no VXLAN device of heart-beats", h.Name())
 		}
 	}
@@ -66,7 +66,7 @@ func TestFastPath(t *testing.T) {
 	setPassword(t, hs)
 	awaitCarrier(t, hs, control.Sealed)
 	awaitBeats(t, client, soon)
-	if left := traces(t, hs); len(left) > 0 {
+	if left := vxlanTraces(t, hs); len(left) > 0 {
 		t.Errorf("with a password there is still %v", left)
 	}
 	a.exec("ping", "-c2", "-W2", "-s1400", b.ip())
@@ -81,12 +81,12 @@ func TestFastPathLeavesNothing(t *testing.T) {
 	if got := c.iface().MTU; got != 1450 {
 		t.Errorf("the MTU on an underlay of 1500 is %d, want VXLAN's 1450", got)
 	}
-	if len(traces(t, []*dockerlab.Host{h})) == 0 {
+	if len(vxlanTraces(t, []*dockerlab.Host{h})) == 0 {
 		t.Error("there is no VXLAN device")
 	}
 	docker(t, h, "rm", "-f", c.name)
 	docker(t, h, "network", "rm", net)
-	if left := traces(t, []*dockerlab.Host{h}); len(left) > 0 {
+	if left := vxlanTraces(t, []*dockerlab.Host{h}); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
 }
@@ -168,9 +168,9 @@ func setPassword(t *testing.T, hs []*dockerlab.Host) {
 	awaitPeers(t, hs)
 }
 
-// traces lists what the hosts have of VXLAN: links, and tables of the packet
+// vxlanTraces lists what the hosts have of VXLAN: links, and tables of the packet
 // filter.
-func traces(t *testing.T, hs []*dockerlab.Host) (all []string) {
+func vxlanTraces(t *testing.T, hs []*dockerlab.Host) (all []string) {
 	t.Helper()
 	for _, h := range hs {
 		names, err := h.Net().Links()

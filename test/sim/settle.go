@@ -225,7 +225,9 @@ func (w *world) reported() {
 	for _, p := range w.running() {
 		clashes := map[key]bool{}
 		for _, c := range p.alloc.Clashes() {
-			clashes[key{c.Pool, c.Addr}] = true
+			if !c.Over {
+				clashes[key{c.Pool, c.Addr}] = true
+			}
 		}
 		w.mu.Lock()
 		d := p.host.docker
