@@ -88,7 +88,7 @@ func (w *world) count(pool netip.Prefix) (c count) {
 	all := w.running()
 	for _, p := range all {
 		for k := range p.seen.leases {
-			if k.pool == pool && p.seen.backs(p.self, k) {
+			if k.pool == pool && p.backs(k) {
 				c.Leases++
 			}
 		}
@@ -100,7 +100,7 @@ func (w *world) count(pool netip.Prefix) (c count) {
 			}
 		}
 	}
-	r := all[0].seen.rings[pool]
+	r := all[0].peer.disk.rings[pool]
 	if r == nil {
 		return c
 	}

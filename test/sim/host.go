@@ -42,8 +42,8 @@ type peer struct {
 	known  map[ring.Peer]bool
 	unmet  map[int]bool // configured hosts that it has not reached yet
 	own    *records
-	wiped  bool                        // its state is lost for ever
-	rings  map[netip.Prefix]*ring.Ring // as last looked at; of the driving goroutine
+	wiped  bool      // its state is lost for ever
+	until  time.Time // when it died, or the last of its messages arrives
 }
 
 // process is one run of the plugin: it dies with a crash, and nothing that it
@@ -96,7 +96,6 @@ func (m *memory) equal(o *memory) bool {
 // host knows of the first one, and no more.
 func (w *world) populate() {
 	w.mu.Lock()
-	w.mayClash = w.plan.Groups > 1 || w.plan.Grows
 	for i := range w.plan.Hosts {
 		h := &host{number: i}
 		w.hosts = append(w.hosts, h)
@@ -132,6 +131,14 @@ func (w *world) identify(h *host, d *disk) {
 	h.peer = &peer{id: id, number: uint64(len(w.peers)), host: h, disk: d, known: map[ring.Peer]bool{id: true}, unmet: map[int]bool{}, own: &records{}}
 	h.downAt = nil
 	w.peers[id] = h.peer
+}
+
+// acts notes that something which the peer does now, or has sent, has an effect
+// in a while.
+func (p *peer) acts(in time.Duration) {
+	if at := time.Now().Add(in); at.After(p.until) {
+		p.until = at
+	}
 }
 
 // boot starts the plugin of a host. It is called by the driving goroutine.
@@ -249,8 +256,8 @@ func (w *world) rejoin() {
 			old := h.peer
 			w.identify(h, old.disk)
 			maps.Copy(h.peer.known, old.known)
-			h.peer.rings = old.rings
 			h.peer.own = &records{former: append([]ring.Peer{old.id}, old.own.former...), endpoints: old.own.endpoints}
+			w.joinRings()
 		}
 		w.mu.Unlock()
 		if due {
@@ -270,8 +277,9 @@ func (w *world) kill(h *host) {
 	p.cancel()
 	p.cut()
 	h.proc, p.peer.proc = nil, nil
+	p.peer.acts(0)
 	if w.plan.Fault == FaultLostWrites {
-		p.peer.disk.undo()
+		w.undo(p.peer)
 	}
 }
 
@@ -296,7 +304,7 @@ func (w *world) wipe(h *host) {
 	w.mu.Lock()
 	w.log("wiped", h)
 	w.kill(h)
-	w.wiped, w.mayClash = true, true
+	w.wiped = true
 	for _, former := range w.peers {
 		former.wiped = former.wiped || former.host == h
 	}
@@ -307,6 +315,7 @@ func (w *world) wipe(h *host) {
 			h.peer.unmet[other.number] = true
 		}
 	}
+	w.joinRings()
 	w.mu.Unlock()
 	w.boot(h)
 }

@@ -72,6 +72,7 @@ func (w *world) sendBy(m message, dice *rand.Rand, f func(at *process)) {
 	if !arrives {
 		return
 	}
+	m.from.acts(delay)
 	time.AfterFunc(delay, func() {
 		deepen()
 		w.mu.Lock()
@@ -154,6 +155,7 @@ func (p *process) deliver(m message, dice *rand.Rand, replies chan<- reply) {
 		}
 		back := message{m.to, m.from, m.loss, "answer", answer, m.by}
 		if delay, arrives := w.draw(back, w.dice(back)); arrives {
+			m.to.acts(delay)
 			time.AfterFunc(delay, func() { replies <- reply{answer, err} })
 		}
 	})

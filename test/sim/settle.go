@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"weave/ipam"
-	"weave/ipam/ring"
 )
 
 // endAfter is how long it may take for calls to end, and for debts to be paid.
@@ -124,7 +123,7 @@ func (w *world) mayLackRing(pool netip.Prefix, err error) bool {
 		return false
 	}
 	for _, h := range w.hosts {
-		if h.proc.seen.rings[pool] != nil {
+		if h.peer.disk.rings[pool] != nil {
 			return false
 		}
 	}
@@ -238,8 +237,8 @@ func (w *world) reported() {
 			if w.ownerless(p, e.key) {
 				continue // it cannot be claimed from anybody
 			}
-			if p.seen.backs(p.self, e.key) == clashes[e.key] {
-				w.fail("%s holds %s, owns it: %v, calls it a clash: %v", p.host, e.key, p.seen.backs(p.self, e.key), clashes[e.key])
+			if p.backs(e.key) == clashes[e.key] {
+				w.fail("%s holds %s, owns it: %v, calls it a clash: %v", p.host, e.key, p.backs(e.key), clashes[e.key])
 			}
 			if !clashes[e.key] {
 				silent[e.key]++
@@ -277,7 +276,7 @@ func (w *world) contested(k key) bool {
 // allRemoved says whether all peers that lost their state were removed.
 func (w *world) allRemoved() bool {
 	for id, p := range w.peers {
-		if p.wiped && !w.gone[id] {
+		if p.wiped && !w.gone(id) {
 			return false
 		}
 	}
@@ -287,7 +286,7 @@ func (w *world) allRemoved() bool {
 // ownerless says whether an address is owned by a peer that is gone, and that
 // nobody has removed. w.mu is held.
 func (w *world) ownerless(p *process, k key) bool {
-	r := p.seen.rings[k.pool]
+	r := p.peer.disk.rings[k.pool]
 	if r == nil {
 		return false
 	}
@@ -296,13 +295,13 @@ func (w *world) ownerless(p *process, k key) bool {
 }
 
 // backs says whether a lease lies in a range that its peer owns.
-func (v *view) backs(self ring.Peer, k key) bool {
-	r := v.rings[k.pool]
+func (p *process) backs(k key) bool {
+	r := p.peer.disk.rings[k.pool]
 	if r == nil {
 		return false
 	}
 	owner, _ := r.Owner(k.addr)
-	return owner == self
+	return owner == p.self
 }
 
 // empty releases everything, and verifies that nothing is left anywhere.
@@ -346,4 +345,4 @@ func (w *world) empty() {
 	}
 }
 
-func (w *world) hasRing(pool netip.Prefix) bool { return w.running()[0].seen.rings[pool] != nil }
+func (w *world) hasRing(pool netip.Prefix) bool { return w.running()[0].peer.disk.rings[pool] != nil }

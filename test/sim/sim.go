@@ -30,7 +30,6 @@ import (
 	"time"
 
 	"weave/ipam/ring"
-	"weave/ipam/space"
 )
 
 // key is one address of one pool.
@@ -48,22 +47,20 @@ type world struct {
 	rng   *rand.Rand // of the steps; used by the driving goroutine only
 	start time.Time
 
-	mu        sync.Mutex
-	trace     trace
-	hosts     []*host
-	peers     map[ring.Peer]*peer
-	cuts      map[link]bool       // directions that nothing gets through
-	calm      bool                // faults are over
-	held      map[key][]*endpoint // by containers that run: more than one is a clash
-	shared    map[key]map[*docker]int
-	ghosts    map[key]bool          // shared by hosts that lost their state: reserved until people remove those
-	wiped     bool                  // some host lost its state
-	mayClash  bool                  // clusters were started apart, or a peer was removed that may have been alive
-	gone      map[ring.Peer]bool    // removed, as far as anybody knows; of the driving goroutine
-	inherited map[seeded]*space.Set // taken over from removed peers; of the driving goroutine
-	busy      int                   // calls of Docker under way
-	calls     int                   // and so far
-	bug       error
+	mu     sync.Mutex
+	trace  trace
+	hosts  []*host
+	peers  map[ring.Peer]*peer
+	cuts   map[link]bool       // directions that nothing gets through
+	calm   bool                // faults are over
+	held   map[key][]*endpoint // by containers that run: more than one is a clash
+	shared map[key]map[*docker]int
+	ghosts map[key]bool // shared by hosts that lost their state: reserved until people remove those
+	wiped  bool         // some host lost its state
+	truth  truth
+	busy   int // calls of Docker under way
+	calls  int // and so far
+	bug    error
 }
 
 // Outcome is what came of one schedule.
@@ -82,7 +79,7 @@ func Run(p Plan) Outcome {
 	w := &world{
 		plan: p, rng: rand.New(rand.NewPCG(p.Seed, 1)), start: time.Now(),
 		peers: map[ring.Peer]*peer{}, cuts: map[link]bool{},
-		held: map[key][]*endpoint{}, gone: map[ring.Peer]bool{}, inherited: map[seeded]*space.Set{}, shared: map[key]map[*docker]int{}, ghosts: map[key]bool{},
+		held: map[key][]*endpoint{}, shared: map[key]map[*docker]int{}, ghosts: map[key]bool{}, truth: newTruth(),
 	}
 	w.trace.start = w.start
 	w.populate()
