@@ -19,6 +19,7 @@ const (
 	keySelf       = "self"
 	keySerials    = "serials"
 	keyHeard      = "heard "
+	keyElectors   = "electors"
 	maxFormer     = 16
 	serialsAtOnce = 1 << 10 // so that few of them cost a write
 )
@@ -141,6 +142,14 @@ func (a *Allocator) loadRemoved(key string, value []byte) error {
 
 // loadAcceptor checks no value of a removal: it is checked when it is decided.
 func (a *Allocator) loadAcceptor(key string, value []byte) error {
+	if key == keyElectors {
+		var electors []ring.Peer
+		if err := json.Unmarshal(value, &electors); err != nil {
+			return err
+		}
+		a.electors = union(electors, nil)
+		return checkElectors(electors)
+	}
 	var state paxos.State
 	if err := json.Unmarshal(value, &state); err != nil {
 		return err

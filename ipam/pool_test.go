@@ -254,6 +254,7 @@ func TestCorruptState(t *testing.T) {
 		{bucketRings, "10.40.0.1/28", `{}`},
 		{bucketRings, "nonsense", `{}`},
 		{bucketPaxos, small, `[]`},
+		{bucketPaxos, keyElectors, `[""]`},
 		{bucketPaxos, small, `{"value":"e30="}`},
 		{bucketPaxos, removalKey + "1 b", `x`},
 		{bucketSelf, keySelf, `{}`},
