@@ -140,7 +140,7 @@ func (a *Allocator) serveLocked(p *pool, from ring.Peer, req request, held map[n
 	case a.isRemoved(from):
 		return answer{Refusal: refusedRemoved, Removed: removed{from: a.removed[from]}}
 	case a.mayLease() != nil:
-		return failed(fmt.Errorf("host %s was removed", a.cfg.Self))
+		return failed(fmt.Errorf("host %s: %w", a.cfg.Self, a.mayLease()))
 	case (req.Op == opPrepare || req.Op == opAccept) && p.ring != nil:
 		return answer{} // the ring is the answer
 	case req.Op == opPrepare || req.Op == opAccept:
@@ -296,7 +296,7 @@ func (a *Allocator) serveRemoval(from ring.Peer, req request) answer {
 	case a.isRemoved(from):
 		return answer{Refusal: refusedRemoved, Removed: removed{from: a.removed[from]}}
 	case a.mayLease() != nil:
-		return failed(fmt.Errorf("host %s was removed", a.cfg.Self))
+		return failed(fmt.Errorf("host %s: %w", a.cfg.Self, a.mayLease()))
 	case req.Op != opPrepare && req.Op != opAccept:
 		return failed(fmt.Errorf("request %q: %w", req.Op, ErrInvalid))
 	case i.Round >= r.Round:

@@ -138,6 +138,7 @@ type Allocator struct {
 	acceptors map[string]paxos.State // by decree
 	electors  []ring.Peer            // of all rounds that this peer ever had part in; sorted
 	removed   removed
+	stale     *stale // nil unless this peer's disk is too old
 	serial    uint64 // the last Serial that was used; up to serials may be, without another write
 	serials   uint64
 	collected map[ring.Peer]bool                    // heirs' work: peers of whose gifts all was learnt
@@ -234,10 +235,13 @@ func (a *Allocator) allPools() []*pool {
 	return a.sorted()
 }
 
-// mayLease refuses once this peer is removed. a.mu is held.
+// mayLease refuses once this peer is removed, or its disk too old. a.mu is held.
 func (a *Allocator) mayLease() error {
-	if a.isRemoved(a.cfg.Self) {
+	switch {
+	case a.isRemoved(a.cfg.Self):
 		return ErrRemoved
+	case a.stale != nil:
+		return a.stale.err()
 	}
 	return nil
 }
@@ -286,7 +290,7 @@ func (n news) empty() bool { return len(n.deltas)+len(n.free)+len(n.clashes) == 
 // takeNews is what has not been told. a.mu is held.
 func (a *Allocator) takeNews() news {
 	n := news{deltas: a.deltas, clashes: a.clashes, free: map[netip.Prefix]uint64{}}
-	n.removed = a.mayLease() != nil && !a.farewell
+	n.removed = a.isRemoved(a.cfg.Self) && !a.farewell
 	for prefix := range a.changed {
 		if count, changed := a.pools[prefix].unpublished(); changed {
 			n.free[prefix] = count

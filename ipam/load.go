@@ -86,10 +86,13 @@ func (a *Allocator) loadRing(key string, value []byte) error {
 }
 
 func (a *Allocator) loadSelf(key string, value []byte) error {
-	if key == keySerials { // those of the last run may have been used, all of them
+	switch key {
+	case keySerials: // those of the last run may have been used, all of them
 		err := json.Unmarshal(value, &a.serials)
 		a.serial = a.serials
 		return err
+	case keyStale:
+		return a.loadStale(value)
 	}
 	var stored identity
 	if err := json.Unmarshal(value, &stored); err != nil {
@@ -124,7 +127,7 @@ func (a *Allocator) rename() error {
 		}
 		a.lost = nil
 	}
-	if err := a.cfg.Store.Apply(bucketSelf, map[string][]byte{keySelf: encode(next)}); err != nil {
+	if err := a.cfg.Store.Apply(bucketSelf, map[string][]byte{keySelf: encode(next), keyStale: nil}); err != nil {
 		return fmt.Errorf("store the name of this peer: %w", err)
 	}
 	a.stored = next

@@ -16,7 +16,7 @@ import (
 //	              address; "heard", space, pool, space, peer: its last Serial
 //	ipam-paxos    a decree; "electors"
 //	ipam-removed  a peer
-//	ipam-self     "self", "serials"
+//	ipam-self     "self", "serials", "stale"
 //	ipam-pools    a pool ID
 //	ipam-leases   pool, space, address; "wish", space, pool, space, address
 //
