@@ -19,6 +19,7 @@ const (
 	keySelf       = "self"
 	keySerials    = "serials"
 	keyHeard      = "heard "
+	keyElectors   = "electors"
 	maxFormer     = 16
 	serialsAtOnce = 1 << 10 // so that few of them cost a write
 )
@@ -85,10 +86,13 @@ func (a *Allocator) loadRing(key string, value []byte) error {
 }
 
 func (a *Allocator) loadSelf(key string, value []byte) error {
-	if key == keySerials { // those of the last run may have been used, all of them
+	switch key {
+	case keySerials: // those of the last run may have been used, all of them
 		err := json.Unmarshal(value, &a.serials)
 		a.serial = a.serials
 		return err
+	case keyStale:
+		return a.loadStale(value)
 	}
 	var stored identity
 	if err := json.Unmarshal(value, &stored); err != nil {
@@ -123,7 +127,7 @@ func (a *Allocator) rename() error {
 		}
 		a.lost = nil
 	}
-	if err := a.cfg.Store.Apply(bucketSelf, map[string][]byte{keySelf: encode(next)}); err != nil {
+	if err := a.cfg.Store.Apply(bucketSelf, map[string][]byte{keySelf: encode(next), keyStale: nil}); err != nil {
 		return fmt.Errorf("store the name of this peer: %w", err)
 	}
 	a.stored = next
@@ -141,6 +145,14 @@ func (a *Allocator) loadRemoved(key string, value []byte) error {
 
 // loadAcceptor checks no value of a removal: it is checked when it is decided.
 func (a *Allocator) loadAcceptor(key string, value []byte) error {
+	if key == keyElectors {
+		var electors []ring.Peer
+		if err := json.Unmarshal(value, &electors); err != nil {
+			return err
+		}
+		a.electors = union(electors, nil)
+		return checkElectors(electors)
+	}
 	var state paxos.State
 	if err := json.Unmarshal(value, &state); err != nil {
 		return err

@@ -57,7 +57,7 @@ func (a *Allocator) ensureRing(ctx context.Context, prefix netip.Prefix) (ours b
 	if err != nil {
 		return false, err
 	}
-	pass, err := p.take(ctx)
+	pass, err := a.take(ctx, p)
 	if err != nil {
 		return false, err
 	}
@@ -77,8 +77,10 @@ func (a *Allocator) seeding(p *pool) decree {
 			if len(silent)+len(e.unmet) == 0 {
 				return errorf(ErrNoAgreement, "pool %s: other hosts are starting it too; try again", p.prefix)
 			}
-			return errorf(ErrNoAgreement, "pool %s is new, and a majority (%d of %d hosts) must agree who starts with it%s",
+			err := errorf(ErrNoAgreement, "pool %s is new, and a majority (%d of %d hosts) must agree who starts with it%s",
 				p.prefix, e.quorum, e.size(), waitedFor(e, silent))
+			a.noteStuck(p, err)
+			return err
 		},
 		ask: func(ctx context.Context, to ring.Peer, req request) (answer, error) { return a.ask(ctx, p, to, req) },
 	}

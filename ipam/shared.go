@@ -14,7 +14,7 @@ import (
 // this host. A debt is stored before the owner is asked, so that whatever gets
 // lost, the owner hears in the end that the reservation is over.
 func (a *Allocator) holdShared(ctx context.Context, p *pool, addr netip.Addr, r record) error {
-	pass, err := p.take(ctx)
+	pass, err := a.take(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func (a *Allocator) settleSoon(ctx context.Context, p *pool) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.askTimeout)
 	defer cancel()
-	pass, err := p.take(ctx)
+	pass, err := a.take(ctx, p)
 	if err != nil {
 		return
 	}

@@ -266,7 +266,11 @@ func (r *Ring) newer(self Peer, theirs Token) (bool, error) {
 	case same && theirs.Version < ours.Version:
 		return false, nil
 	case same && theirs.Version == ours.Version && theirs.Owner != ours.Owner && strict:
-		return false, fmt.Errorf("ring %s: token %s of %s and %s: %w", r.pool, ours.Start, ours.Owner, theirs.Owner, ErrClash)
+		kind := ErrClash
+		if self == ours.Owner || self == theirs.Owner {
+			kind = ErrOurs
+		}
+		return false, fmt.Errorf("ring %s: token %s of %s and %s: %w", r.pool, ours.Start, ours.Owner, theirs.Owner, kind)
 	case same && !theirs.newer(ours):
 		return false, nil
 	case ours.Owner == self && strict:

@@ -130,6 +130,7 @@ func TestMergeRefuses(t *testing.T) {
 		{"end unknown", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(8, "b", 2)}, End: addr("10.32.0.10")}, ErrGap},
 		{"our token raised", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(0, "b", 2)}, End: addr("10.32.0.8")}, ErrOurs},
 		{"our range split", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(4, "b", 1)}, End: addr("10.32.0.8")}, ErrOurs},
+		{"of one version, us too", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(8, "a", 1)}}, ErrOurs},
 		{"two owners", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(8, "c", 1)}}, ErrClash},
 	}
 	for _, test := range tests {
