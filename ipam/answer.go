@@ -110,7 +110,7 @@ func (a *Allocator) heldBy(from ring.Peer, req request) map[netip.Addr]ring.Peer
 	var held map[netip.Addr]ring.Peer
 	switch req.Op {
 	case opSpace:
-		held = maps.Clone(a.holders(req.Pool))
+		held = a.holders(req.Pool)
 	case opClaim, opReserve:
 		held = map[netip.Addr]ring.Peer{}
 		for _, addr := range append(slices.Clip(req.Addrs), req.Addr) {
@@ -125,13 +125,6 @@ func (a *Allocator) heldBy(from ring.Peer, req request) map[netip.Addr]ring.Peer
 		return holder == from || slices.Contains(req.Former, holder) && a.isRemoved(holder)
 	})
 	return held
-}
-
-func (a *Allocator) holders(pool netip.Prefix) map[netip.Addr]ring.Peer {
-	if a.cfg.Holders == nil {
-		return nil
-	}
-	return a.cfg.Holders(pool)
 }
 
 // serveLocked is servePool with a.mu held.

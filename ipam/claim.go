@@ -113,7 +113,9 @@ func (a *Allocator) claim(ctx context.Context, p *pool, owner ring.Peer, addrs [
 	for i, v := range ans.Verdicts {
 		switch v.Refusal {
 		case refusedMoved:
-			continue
+			if !a.untaken(p, addrs[i]) {
+				continue
+			}
 		case refusedLeased, refusedReserved:
 			a.clash(p, addrs[i], holderOf(owner, v.Holder))
 		}

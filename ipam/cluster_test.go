@@ -93,6 +93,7 @@ type net struct {
 	loseReply func() bool       // the request is served, the answer lost
 	loseCast  func() bool
 	table     map[netip.Addr]map[ring.Peer]bool // whose containers have announced an address; nil: nobody tells
+	gone      map[ring.Peer]bool                // whose containers are known to be gone
 }
 
 // host is one peer: its Cluster, and its Allocator with the disk that survives
@@ -143,7 +144,7 @@ func (h *host) start() error {
 			return slices.ContainsFunc(h.inUse, func(used netip.Prefix) bool { return used.Overlaps(p) })
 		},
 		Log:  logrus.NewEntry(log),
-		Held: h.held, Holders: h.holders,
+		Held: h.held, Holders: h.holders, Gone: h.isGone,
 		OnClash: func(_ netip.Prefix, addr netip.Addr) {
 			h.net.mu.Lock()
 			defer h.net.mu.Unlock()
@@ -204,6 +205,25 @@ func (h *host) holders(pool netip.Prefix) map[netip.Addr]ring.Peer {
 		}
 	}
 	return all
+}
+
+func (h *host) isGone(p ring.Peer) bool {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	return h.net.gone[p]
+}
+
+// setGone has everybody know that the containers of a peer are gone.
+func (n *net) setGone(p ring.Peer) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.gone == nil {
+		n.gone = map[ring.Peer]bool{}
+	}
+	n.gone[p] = true
+	for _, holders := range n.table {
+		delete(holders, p)
+	}
 }
 
 // announce is what the endpoint table says of a container from then on.
@@ -365,6 +385,9 @@ func (h *host) invariants(owned map[place]ring.Peer, strict bool) error {
 			}
 			if record.Kind == KindLease && (!ours && strict || p.reserved[addr] != nil) {
 				return fmt.Errorf("%s leases %s: owned %v, reserved %v", h.self, addr, ours, p.reserved[addr])
+			}
+			if p.held[addr] != "" && !ours && strict {
+				return fmt.Errorf("%s has stored who holds %s, which is not its own", h.self, addr)
 			}
 			want := ours && !recorded && p.reserved[addr] == nil && p.usable.Contains(addr)
 			if p.free.Contains(addr) != want {

@@ -151,28 +151,23 @@ func (a *Allocator) merge(p *pool, rings map[*pool]*ring.Ring, c ring.Chunk) err
 	return err
 }
 
-// useRings stores rings that were learnt, after taking over in them what this
-// peer inherits, and tells of the latter. a.mu is held.
+// useRings stores rings that were learnt. a.mu is held.
 func (a *Allocator) useRings(host string, rings map[*pool]*ring.Ring) error {
 	if len(rings) == 0 {
 		return nil
 	}
-	var inherited []taken
 	var replaced []*pool
 	for p, r := range rings {
 		if p.ring != nil && p.ring.Seed() != r.Seed() {
 			replaced = append(replaced, p)
 		}
-		next, more, err := a.inherit(r)
-		if err != nil {
-			return err
+		if a.inherits(r) {
+			a.wake() // it is Run's to ask the others first
 		}
-		rings[p], inherited = next, append(inherited, more...)
 	}
 	if err := a.saveRings(rings); err != nil {
 		return err
 	}
-	a.tellInherited(inherited)
 	for _, p := range replaced {
 		a.cfg.Log.WithField("pool", p.prefix).WithField("peer", host).WithField("leases", len(p.unbacked(a.cfg.Self))).
 			Warn("another cluster had started this pool too, and its ring stays: our leases are claimed from its owners")

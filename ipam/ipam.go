@@ -16,7 +16,8 @@
 // the smaller seed. Leases that lie outside the own ranges then, or for another
 // reason, stay with their containers and are claimed from the owners; what
 // another container holds too is a Clash. Ranges of a peer that people declare
-// gone (RemovePeer) go to one heir, on which the others agree.
+// gone (RemovePeer) go to one heir, on which the others agree, once all of them
+// have told it what they were given.
 //
 // Hosts that join do not all know the same peers, and majorities of different
 // sets need not meet. So a round of Paxos names its electors, all peers that its
@@ -100,6 +101,9 @@ type Config struct {
 	// Holders lists all that Held tells of a pool. Without it, RemovePeer names
 	// no held addresses, and gifts of ranges may contain some.
 	Holders func(pool netip.Prefix) map[netip.Addr]ring.Peer
+	// Gone says that the containers of a removed peer are gone, or announced
+	// under another name. Until then, what it had announced is not given out.
+	Gone func(p ring.Peer) bool
 	// OnClash tells that the lease of addr here has become a Clash. Those that
 	// were known before the start are not told again: see Clashes.
 	OnClash func(pool netip.Prefix, addr netip.Addr)
@@ -129,7 +133,7 @@ type Allocator struct {
 	wakeup   chan struct{} // there is work for Run
 	removing chan struct{} // holds one token; taken while peers agree on an heir
 	stored   identity      // as it is on disk
-	lost     []string      // on the way through New: keys of reservations that a former name had
+	lost     []string      // on the way through New: keys of what a former name's ranges had
 	former   []ring.Peer   // whom this peer was before it was removed, the latest first
 
 	mu        sync.Mutex // guards all below and what pools say it guards
@@ -141,7 +145,8 @@ type Allocator struct {
 	stale     *stale // nil unless this peer's disk is too old
 	serial    uint64 // the last Serial that was used; up to serials may be, without another write
 	serials   uint64
-	collected map[ring.Peer]bool                    // heirs' work: peers of whose gifts all was learnt
+	told      map[ring.Peer]bool                    // heirs' work: who has told its rings since the last removal
+	awaited   []ring.Peer                           // who had not, when it was last tried
 	inherited map[ring.Peer]map[netip.Prefix]uint64 // addresses taken over since the start
 	picked    map[netip.Prefix]bool                 // fresh pools on their way to a handle
 	changed   map[netip.Prefix]bool                 // pools whose free space the Cluster must hear of
@@ -171,7 +176,7 @@ func New(cfg Config) (*Allocator, error) {
 		handles:    map[string]handle{},
 		acceptors:  map[string]paxos.State{},
 		removed:    removed{},
-		collected:  map[ring.Peer]bool{},
+		told:       map[ring.Peer]bool{},
 		inherited:  map[ring.Peer]map[netip.Prefix]uint64{},
 		wakeup:     make(chan struct{}, 1),
 		removing:   make(chan struct{}, 1),
@@ -214,6 +219,9 @@ func (a *Allocator) Settle(ctx context.Context) {
 		if err != nil {
 			a.cfg.Log.WithError(err).Warn("ranges of removed peers are still without an owner")
 		}
+	}
+	if err := a.keepHeld(); err != nil {
+		a.cfg.Log.WithError(err).Warn("a restart would forget what containers of removed peers hold")
 	}
 	a.claimAll(ctx)
 	for _, p := range a.allPools() {

@@ -185,16 +185,6 @@ func (a *Allocator) leaseIfFree(p *pool, h handle, addr netip.Addr) (done bool, 
 	return err == nil, err
 }
 
-// heldElsewhere says which other host's container holds addr, as far as the
-// Cluster knows. a.mu is not held.
-func (a *Allocator) heldElsewhere(pool netip.Prefix, addr netip.Addr) (holder ring.Peer, held bool) {
-	if a.cfg.Held == nil {
-		return "", false
-	}
-	holder, held = a.cfg.Held(pool, addr)
-	return holder, held && holder != a.cfg.Self && !slices.Contains(a.former, holder)
-}
-
 // nextOwner is the peer to ask for space: alive ones first, then by free space
 // as far as it is known. The other owners' figures may be old.
 func (a *Allocator) nextOwner(p *pool, h handle, asks map[ring.Peer]int) (ring.Peer, bool) {
@@ -248,6 +238,9 @@ func (a *Allocator) full(p *pool, h handle, silent []ring.Peer) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if slices.ContainsFunc(p.ring.Owners(), a.isRemoved) {
+		return errorf(errors.Join(ErrFull, ErrNoAnswer), "%s: no free address but those of a removed host, which are not taken over yet; `weave status` says what is missing, or use another subnet", what)
+	}
 	here := 0
 	for addr, r := range p.records {
 		if r.Kind == KindLease && h.within.Contains(addr) {
@@ -298,6 +291,9 @@ func (a *Allocator) leaseThis(ctx context.Context, p *pool, h handle, addr netip
 		if v.Refusal != "" && v.Refusal != refusedMoved && v.Refusal != refusedSeeds {
 			return fmt.Errorf("address %s: %w", addr, a.refused(owner, v.Refusal, v.Holder, ans.Detail))
 		}
+		if v.Refusal == refusedMoved && a.untaken(p, addr) {
+			return errUntaken(addr)
+		}
 	}
 	return errorf(ErrNoAnswer, "address %s keeps changing its owner; try again", addr)
 }
@@ -319,7 +315,7 @@ func (a *Allocator) leaseOwn(p *pool, h handle, addr netip.Addr, held bool) (own
 	}
 	switch {
 	case p.owner(addr) != a.cfg.Self:
-		return "", errorf(ErrNoAnswer, "address %s is being taken over from a removed host; try again", addr)
+		return "", errUntaken(addr)
 	case !p.free.Contains(addr):
 		return "", errorf(ErrInUse, "address %s: in use as a gateway or auxiliary address of a network; choose another", addr)
 	case held:

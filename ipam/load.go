@@ -63,6 +63,9 @@ func (a *Allocator) loadRing(key string, value []byte) error {
 	if of, ok := strings.CutPrefix(key, keyHeard); ok {
 		return a.loadHeard(of, value)
 	}
+	if of, ok := strings.CutPrefix(key, keyHeld); ok {
+		return a.loadHeld(of, value)
+	}
 	if strings.Contains(key, " ") {
 		return a.loadReservation(key, value)
 	}
@@ -123,7 +126,7 @@ func (a *Allocator) rename() error {
 			changes[key] = nil
 		}
 		if err := a.cfg.Store.Apply(bucketRings, changes); err != nil {
-			return fmt.Errorf("drop the reservations of a former name: %w", err)
+			return fmt.Errorf("drop what was known of the ranges of a former name: %w", err)
 		}
 		a.lost = nil
 	}

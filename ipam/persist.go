@@ -13,7 +13,9 @@ import (
 // Buckets of the Store, and their keys. Values are JSON.
 //
 //	ipam-rings    a pool: its ring; pool, space, address: who reserves that
-//	              address; "heard", space, pool, space, peer: its last Serial
+//	              address; "heard", space, pool, space, peer: its last Serial;
+//	              "held", space, pool, space, address: which removed peer's
+//	              container has it
 //	ipam-paxos    a decree; "electors"
 //	ipam-removed  a peer
 //	ipam-self     "self", "serials", "stale"
@@ -21,7 +23,8 @@ import (
 //	ipam-leases   pool, space, address; "wish", space, pool, space, address
 //
 // Reservations are in one bucket with the rings: what a new ring makes void goes
-// in the same write, else it could come back with the range. Leases are not; the
+// in the same write, else it could come back with the range; and what others hold
+// in a range comes with it. Leases are not; the
 // ring alone decides which are backed.
 const (
 	bucketRings   = "ipam-rings"
@@ -45,9 +48,17 @@ func addressKey(p *pool, addr netip.Addr) string { return p.prefix.String() + " 
 
 // The save functions store a change and then use it. a.mu is held.
 
-func (a *Allocator) saveRings(rings map[*pool]*ring.Ring) error {
+func (a *Allocator) saveRings(rings map[*pool]*ring.Ring) error { return a.saveInherited(rings, nil) }
+
+// saveInherited stores, with rings, what ghosts have in own ranges there.
+func (a *Allocator) saveInherited(rings map[*pool]*ring.Ring, ghosts map[netip.Prefix]map[netip.Addr]ring.Peer) error {
 	changes := make(map[string][]byte, len(rings))
+	held := make(map[*pool]map[netip.Addr]ring.Peer, len(rings))
 	for p, r := range rings {
+		all := maps.Clone(p.held)
+		maps.Copy(all, ghosts[p.prefix])
+		held[p] = a.heldUnder(p, r, all)
+		p.addHeld(changes, held[p])
 		changes[p.prefix.String()] = encode(r.Chunk())
 		for _, addr := range p.voidUnder(a.cfg.Self, r) {
 			changes[addressKey(p, addr)] = nil
@@ -58,6 +69,7 @@ func (a *Allocator) saveRings(rings map[*pool]*ring.Ring) error {
 	}
 	for p, r := range rings {
 		a.pools[p.prefix] = p
+		p.held = held[p]
 		moved := p.setRing(a.cfg.Self, r)
 		a.changed[p.prefix] = true
 		if moved && len(p.unbacked(a.cfg.Self)) > 0 {

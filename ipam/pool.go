@@ -65,6 +65,7 @@ type pool struct {
 	records   map[netip.Addr]record
 	reserved  map[netip.Addr]reservation
 	heard     map[ring.Peer]uint64        // the highest Serial of each peer that asked for reservations
+	held      map[netip.Addr]ring.Peer    // by containers of removed peers; see held.go
 	wishes    map[netip.Addr]bool         // asked for by name, leased or not
 	free      space.Set                   // own and usable, neither recorded nor reserved
 	cursors   map[netip.Prefix]netip.Addr // by sub-pool: where the next search starts; lost with a restart
@@ -87,6 +88,7 @@ func newPool(prefix netip.Prefix) (*pool, error) {
 		records:  map[netip.Addr]record{},
 		reserved: map[netip.Addr]reservation{},
 		heard:    map[ring.Peer]uint64{},
+		held:     map[netip.Addr]ring.Peer{},
 		wishes:   map[netip.Addr]bool{},
 		cursors:  map[netip.Prefix]netip.Addr{},
 	}, nil

@@ -314,6 +314,9 @@ func TestCorruptState(t *testing.T) {
 		{bucketRings, "10.99.0.0/16 10.99.0.3", `["b"]`},
 		{bucketRings, keyHeard + small + " b", `0`},
 		{bucketRings, keyHeard + small, `1`},
+		{bucketRings, keyHeld + small + " 10.40.0.3", `"b"`}, // who was not removed
+		{bucketRings, keyHeld + small + " 10.40.0.3", `1`},
+		{bucketRings, keyHeld + small, `"b"`},
 	}
 	for _, test := range tests {
 		_, hosts := newNet(t, "a", "b")

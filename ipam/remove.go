@@ -58,6 +58,7 @@ type RemoveReport struct {
 	Heir     ring.Peer     `json:"heir"`
 	HeirHost string        `json:"heir_host"`
 	Pending  bool          `json:"pending,omitempty"` // the heir could not be asked: it will do it when it hears
+	Missing  []ring.Peer   `json:"missing,omitempty"` // who must tell its rings before the heir takes anything over
 	Pools    []RemovedPool `json:"pools,omitempty"`
 }
 
@@ -69,8 +70,9 @@ type RemovedPool struct {
 }
 
 // RemovePeer has the known peers agree that p is gone for good and who inherits
-// its ranges, and the heir take them over. It may be repeated, and run on
-// several hosts at once: there is one heir.
+// its ranges, and the heir take them over, now or when all others have told it
+// what p gave them. It may be repeated, and run on several hosts at once: there
+// is one heir.
 func (a *Allocator) RemovePeer(ctx context.Context, p ring.Peer) (RemoveReport, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.patience)
 	defer cancel()
@@ -216,7 +218,7 @@ func (a *Allocator) learnRemoved(more removed) error {
 	if err := a.saveRemoved(news); err != nil {
 		return err
 	}
-	clear(a.collected) // chains of heirs may have changed
+	a.told = map[ring.Peer]bool{} // they may have been given something since by whom we now know to be removed
 	a.wake()
 	for p, i := range news {
 		a.cfg.Log.WithField("peer", p).WithField("heir", i.Heir).Warn("peer was removed")

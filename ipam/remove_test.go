@@ -108,14 +108,10 @@ func (b *books) bury(t failer) {
 		if _, err := b.hosts[0].RemovePeer(context.Background(), h.self); err != nil && !errors.Is(err, ErrUnknownPeer) {
 			t.Fatal(err)
 		}
-		b.net.mu.Lock()
-		for _, holders := range b.net.table {
-			delete(holders, h.self)
-			for _, former := range h.former {
-				delete(holders, former)
-			}
+		b.net.setGone(h.self)
+		for _, former := range h.former {
+			b.net.setGone(former)
 		}
-		b.net.mu.Unlock()
 	}
 }
 
@@ -226,9 +222,7 @@ func TestRemoveOnTwoHostsAtOnce(t *testing.T) {
 	}
 	_, err := hosts[0].request(small, "", KindLease)
 	want(t, err, ErrFull)
-	n.mu.Lock()
-	delete(n.table, held)
-	n.mu.Unlock()
+	n.setGone("d")
 	if got := hosts[1].lease(t, small); got != held {
 		t.Errorf("leased %s", got)
 	}

@@ -54,6 +54,9 @@ func (a *Allocator) reserveAt(ctx context.Context, p *pool, addr netip.Addr, r *
 		if err != nil || ans.Refusal != refusedMoved && ans.Refusal != refusedSeeds {
 			return owner, ans, err
 		}
+		if a.untaken(p, addr) {
+			return owner, ans, errUntaken(addr)
+		}
 	}
 	return owner, ans, errorf(ErrNoAnswer, "%s keeps changing its owner; try again", addr)
 }

@@ -38,6 +38,13 @@ func (n *Node) MarkGone(p id.PeerID) error {
 	return n.set(kindGone, p.String(), recordValue(struct{}{}))
 }
 
+// IsGone tells whether somebody said that of a peer.
+func (n *Node) IsGone(p id.PeerID) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.index.isGone(p)
+}
+
 // loadGone publishes what this host said in earlier runs.
 func (n *Node) loadGone() error {
 	raw, err := n.cfg.Store.Load(bucketGone)

@@ -32,6 +32,9 @@ func TestGone(t *testing.T) {
 
 	must(t, a.MarkGone(b.self))
 	await(t, "a and c to drop it", func() bool { return len(a.Free(pool))+len(c.Free(pool)) == 0 })
+	if !a.IsGone(b.self) || !c.IsGone(b.self) || a.IsGone(c.self) {
+		t.Errorf("gone: %v, %v, %v", a.IsGone(b.self), c.IsGone(b.self), a.IsGone(c.self))
+	}
 	must(t, b.SetFree(pool, 6))
 	must(t, c.SetFree(pool, 7))
 	await(t, "a to hear c", func() bool { return a.Free(pool)[c.self] == 7 })

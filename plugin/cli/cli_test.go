@@ -101,6 +101,9 @@ func (d fakeDaemon) RemovePeer(_ context.Context, peer string, gone bool) (contr
 	if peer == "alive" {
 		return control.Removal{}, errors.New("host alive is alive; stop weave there first")
 	}
+	if peer == "h4" {
+		return control.Removal{Peer: "deaddeaddeaddeaddeaddeadde", Nickname: peer, Heir: "h1", Missing: []string{"h5", "h6"}}, nil
+	}
 	pool := control.RemovedPool{Subnet: netip.MustParsePrefix("10.40.0.0/16"), Addresses: 32768}
 	if !gone {
 		pool.Held = []netip.Addr{netip.MustParseAddr("10.40.128.7")}

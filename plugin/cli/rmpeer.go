@@ -17,6 +17,9 @@ func (a *app) rmpeerCommand() *cobra.Command {
 beginning of one, or its name, as weave status peers shows them. Another host
 inherits the addresses that it owned. Run it on any one host.
 
+If another host is out of reach at that time, its addresses stay unused until
+that one is back or removed as well: it may have got some of them.
+
 Addresses that its containers may still have are not given out. If the host
 and its containers are destroyed, say so with --gone, also later, and they are.
 
@@ -50,7 +53,11 @@ func onePeer(_ *cobra.Command, args []string) error {
 }
 
 func printRemoval(p *printer, r control.Removal) error {
-	p.line("Removed %s. What it owned is %s's now.", peerName(r.Nickname, r.Peer), clean(r.Heir))
+	if len(r.Missing) > 0 {
+		printMissing(p, r)
+	} else {
+		p.line("Removed %s. What it owned is %s's now.", peerName(r.Nickname, r.Peer), clean(r.Heir))
+	}
 	if r.Pending {
 		p.line("%s does not answer at the moment, and will take it over when it does.", clean(r.Heir))
 	}
@@ -69,4 +76,13 @@ func printRemoval(p *printer, r control.Removal) error {
 		p.line("If those containers are gone for good: weave rmpeer --gone %s", clean(r.Peer))
 	}
 	return p.err
+}
+
+// printMissing says what keeps the heir from taking over anything.
+func printMissing(p *printer, r control.Removal) {
+	p.line("Removed %s. %s takes over what it owned as soon as these hosts have told what it gave them:", peerName(r.Nickname, r.Peer), clean(r.Heir))
+	for _, host := range r.Missing {
+		p.line("  %s", clean(host))
+	}
+	p.line("Start weave there. If one is gone for good as well: weave rmpeer %s", clean(r.Missing[0]))
 }

@@ -16,6 +16,7 @@ type Removal struct {
 	Nickname string        `json:"nickname"`
 	Heir     string        `json:"heir"`    // nickname of the host that has its addresses now
 	Pending  bool          `json:"pending"` // the heir does not answer now: it will hear of it
+	Missing  []string      `json:"missing"` // nicknames of hosts that must tell what the peer gave them, before the heir has anything
 	Pools    []RemovedPool `json:"pools"`
 }
 

@@ -89,7 +89,7 @@ func (p *parts) join(cfg config.Config, mtu int, log *logrus.Entry) (err error) 
 	p.allocator, err = ipam.New(ipam.Config{
 		Self: c.self, Range: cfg.IPAllocRange, Store: p.store, Cluster: c,
 		Busy: p.busy, InUse: p.inUse, Log: log,
-		Held: c.held, Holders: c.holders, OnClash: p.onClash, OnRemoved: p.onRemoved,
+		Held: c.held, Holders: c.holders, Gone: c.gone, OnClash: p.onClash, OnRemoved: p.onRemoved,
 	})
 	if err != nil {
 		return err

@@ -27,8 +27,16 @@ type findings struct {
 	trouble  map[string]error // by task
 	blocked  []host.Blocked
 	failures map[string]string // of segments, by key
+	waiting  []waiting
 	status   *control.Status
 	up       time.Duration // since the start
+}
+
+// waiting is a removed host whose addresses are nobody's until others have told
+// what it gave them.
+type waiting struct {
+	host    string
+	missing []string
 }
 
 // problems collects what is wrong and what to do about it, errors first.
@@ -53,6 +61,7 @@ func (f findings) problems() []control.Problem {
 		l.add(control.Error, "restart the plugin", "segment %s carries nothing: %s", key, f.failures[key])
 	}
 	f.pools(&l)
+	f.removals(&l)
 	f.clashes(&l)
 	f.peers(&l)
 	slices.SortStableFunc(l, func(a, b control.Problem) int { return cmp.Compare(gravity(a), gravity(b)) })
@@ -140,6 +149,14 @@ func (f findings) pools(l *problems) {
 		for _, c := range x.Conflicts {
 			l.add(control.Error, "restart the container: it gets another address; or give it another --ip", "pool %s: %s", x.Subnet, c)
 		}
+	}
+}
+
+// removals tells what keeps the addresses of removed hosts from being used.
+func (f findings) removals(l *problems) {
+	for _, w := range f.waiting {
+		l.add(control.Warning, "start weave there; one that is gone for good as well: `weave rmpeer`",
+			"what removed host %s owned is not given out until it is known what it gave to %s", w.host, strings.Join(w.missing, ", "))
 	}
 }
 

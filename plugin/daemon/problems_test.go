@@ -72,6 +72,8 @@ func TestProblems(t *testing.T) {
 		"clash": {func(f *findings) { f.status.Endpoints[1].Segment = "a" }, control.Error,
 			[]string{"address 10.1.0.1 on segment a", "web on left", "endpoint e2 on right", "--ipam-driver weave"}},
 		"pool": {func(f *findings) { f.status.IPAM[0].Conflicts = []string{"twice"} }, control.Error, []string{"pool 10.1.0.0/16: twice", "restart the container"}},
+		"removal": {func(f *findings) { f.waiting = []waiting{{"old", []string{"m1", "m2"}}} }, control.Warning,
+			[]string{"removed host old", "m1, m2", "-> start weave there", "`weave rmpeer`"}},
 		"no password": {func(f *findings) { f.status.Password = false }, control.Warning,
 			[]string{"no password", "6783", "WEAVE_PASSWORD"}},
 		"seed": {func(f *findings) {

@@ -66,6 +66,32 @@ func (p *parts) disown() error {
 	return p.node.MarkGone(former)
 }
 
+// waiting lists the removed hosts whose addresses nobody has taken over yet.
+func (p *parts) waiting() (all []waiting) {
+	for _, w := range p.allocator.Waiting() {
+		all = append(all, waiting{p.nickname(w.Peer), p.nicknames(w.For)})
+	}
+	return all
+}
+
+// nickname is what people call a peer of the allocator.
+func (p *parts) nickname(x ring.Peer) string {
+	peer, err := id.Parse(string(x))
+	if err != nil {
+		return string(x)
+	}
+	return p.node.Nickname(peer)
+}
+
+func (p *parts) nicknames(of []ring.Peer) []string {
+	names := make([]string, len(of))
+	for i, x := range of {
+		names[i] = p.nickname(x)
+	}
+	slices.Sort(names)
+	return names
+}
+
 // onRemoved is called by the allocator, once.
 func (p *parts) onRemoved() {
 	select {
@@ -143,6 +169,13 @@ func (c *cluster) holders(pool netip.Prefix) map[netip.Addr]ring.Peer {
 	return out
 }
 
+// gone tells whether the containers of a removed peer are gone, or announced
+// under another ID.
+func (c *cluster) gone(p ring.Peer) bool {
+	peer, err := id.Parse(string(p))
+	return err == nil && c.node.IsGone(peer)
+}
+
 // RemovePeer implements control.Daemon.
 func (d *daemon) RemovePeer(ctx context.Context, name string, gone bool) (control.Removal, error) {
 	p := d.parts.Load()
@@ -163,7 +196,9 @@ func (d *daemon) RemovePeer(ctx context.Context, name string, gone bool) (contro
 			return control.Removal{}, err
 		}
 	}
-	out := control.Removal{Peer: peer.String(), Nickname: nickname, Heir: report.HeirHost, Pending: report.Pending}
+	out := control.Removal{
+		Peer: peer.String(), Nickname: nickname, Heir: report.HeirHost, Pending: report.Pending, Missing: p.nicknames(report.Missing),
+	}
 	for _, x := range report.Pools {
 		pool := control.RemovedPool{Subnet: x.Pool, Addresses: x.Addresses}
 		if !gone {

@@ -35,6 +35,7 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 	if p := d.parts.Load(); p != nil {
 		d.describe(&s, p)
 		f.failures = p.failures()
+		f.waiting = p.waiting()
 		if blocked := p.blocked.Load(); blocked != nil {
 			f.blocked = *blocked
 		}

@@ -215,6 +215,11 @@ func (p *process) config() ipam.Config {
 			defer p.w.mu.Unlock()
 			return p.holders(pool)
 		},
+		Gone: func(id ring.Peer) bool {
+			p.w.mu.Lock()
+			defer p.w.mu.Unlock()
+			return p.superseded(id)
+		},
 		OnClash:   p.onClash,
 		OnRemoved: p.onRemoved,
 		Log:       logrus.NewEntry(log),
