@@ -97,7 +97,7 @@ func (s store) Apply(bucket string, changes map[string][]byte) error {
 			d.apply(bucket, changes)
 			w.written(s.p.peer, bucket, changes)
 		}
-		w.kill(s.p.host)
+		w.end(s.p)
 		return errDead
 	case s.p.dieIn > 1:
 		s.p.dieIn--

@@ -153,12 +153,14 @@ func (w *world) boot(h *host) {
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	w.look(p)
 	before := h.downAt
-	h.downAt = nil
+	if w.plan.Stumble && !w.calm && w.rng.IntN(4) == 0 {
+		p.dieIn = 1 + w.rng.IntN(3)
+	}
 	w.log("start", h, p.self)
 	w.mu.Unlock()
 
 	a, err := ipam.New(p.config())
-	if errors.Is(err, errDiskFull) {
+	if errors.Is(err, errDiskFull) || errors.Is(err, errDead) {
 		return // it stays down, until the next try
 	}
 	if err != nil {
@@ -170,6 +172,7 @@ func (w *world) boot(h *host) {
 	}
 	p.alloc = a
 	w.mu.Lock()
+	h.downAt = nil
 	h.proc, h.peer.proc = p, p
 	w.mu.Unlock()
 	p.announce()
@@ -273,15 +276,18 @@ func (w *world) rejoin() {
 
 // kill ends the process of a host, if one runs, at this instant. w.mu is held.
 func (w *world) kill(h *host) {
-	p := h.proc
-	if p == nil {
-		return
+	if h.proc != nil {
+		w.end(h.proc)
 	}
-	w.log("dies", h)
+}
+
+// end is the death of a process, which may still be starting. w.mu is held.
+func (w *world) end(p *process) {
+	w.log("dies", p.host)
 	p.dead = true
 	p.cancel()
 	p.cut()
-	h.proc, p.peer.proc = nil, nil
+	p.host.proc, p.peer.proc = nil, nil
 	p.peer.acts(0)
 	if w.plan.Fault == FaultLostWrites {
 		w.undo(p.peer)

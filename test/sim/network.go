@@ -135,7 +135,7 @@ func (p *process) ask(ctx context.Context, to ring.Peer, req []byte) ([]byte, er
 func (p *process) deliver(m message, dice *rand.Rand, replies chan<- reply) {
 	w, self := p.w, p.self
 	serve := func(at *process) {
-		answer, err := at.alloc.Answer(withCaller(at.ctx, mix(m.from.number, m.by)), self, m.content)
+		answer, err := at.answer(withCaller(at.ctx, mix(m.from.number, m.by)), self, m.content)
 		if err != nil && at.ctx.Err() == nil {
 			w.failed("%s cannot read a request of %s: %w", at.self, self, err)
 		}
@@ -157,6 +157,21 @@ func (p *process) deliver(m message, dice *rand.Rand, replies chan<- reply) {
 		}
 		serve(at)
 	})
+}
+
+// answer serves a request, but for what faults make of it.
+func (p *process) answer(ctx context.Context, from ring.Peer, req []byte) ([]byte, error) {
+	switch {
+	case p.w.plan.Fault == FaultHeirs && bytes.HasPrefix(req, []byte(`{"op":"rings"`)):
+		return []byte(`{}`), nil
+	case p.w.plan.Fault == FaultElectors && bytes.Contains(req, []byte(`"electors":[`)):
+		all := fmt.Appendf(nil, `"electors":["%s",`, from)
+		for _, known := range (cluster{p}).Known() {
+			all = fmt.Appendf(all, `"%s",`, known)
+		}
+		req = bytes.Replace(req, []byte(`"electors":[`), all, 1)
+	}
+	return p.alloc.Answer(ctx, from, req)
 }
 
 // asksOthers begins the one request whose answer waits for other peers.

@@ -142,12 +142,16 @@ func (w *world) joinAll() {
 	w.mu.Lock()
 	var delay time.Duration
 	for _, h := range w.hosts {
-		for _, pool := range w.plan.Pools {
+		for i, pool := range w.plan.Pools {
 			delay += time.Duration(w.rng.Int64N(int64(time.Millisecond))) + 1
 			if h.docker.overlapsOther(pool) {
 				continue
 			}
-			w.requestPool(h.proc, pool, netip.Prefix{}, delay, time.Minute, func(_ string, err error) {
+			var sub netip.Prefix
+			if usableOf(pool) > fillMost {
+				sub = w.plan.Subs[i]
+			}
+			w.requestPool(h.proc, pool, sub, delay, time.Minute, func(_ string, err error) {
 				if err != nil && !w.mayLackRing(pool, err) {
 					w.fail("pool %s is refused on %s after healing: %w", pool, h, err)
 				}

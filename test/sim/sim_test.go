@@ -108,18 +108,32 @@ func TestSchedulesCanBeReplayed(t *testing.T) {
 }
 
 // TestFaultsAreFound plants faults in what is simulated: a simulation that finds
-// no bug is worth something only if it finds those.
+// no bug is worth something only if it finds those, and for the right reason.
 func TestFaultsAreFound(t *testing.T) {
-	for fault, want := range map[Fault]string{
-		FaultLostWrites: "",
-		FaultStrangers:  "given out twice",
-		FaultDeaf:       "leaked",
+	for _, test := range []struct {
+		fault   Fault
+		want    string
+		provoke func(*Plan)
+	}{
+		{FaultLostWrites, "after a crash, and", nil},
+		{FaultLostWrites, " owns ", nil},
+		{FaultLostWrites, "given out twice", nil},
+		{FaultStrangers, "without a majority", nil},
+		{FaultDeaf, "leaked", nil},
+		{FaultHeirs, "though peers that it knows know", func(p *Plan) {
+			p.Rates, p.Quiet, p.Steps = rates{cast: 1, delay: time.Millisecond}, true, 80
+			p.Weights = []weight{{stepPool, 10}, {stepClaim, 40}, {stepLease, 5}, {stepRelease, 20}, {stepCrash, 5}, {stepRemove, 10}, {stepStart, 2}}
+		}},
+		{FaultElectors, "without a majority", func(p *Plan) { p.Grows, p.Hosts = true, 6 }},
 	} {
-		t.Run(string(fault), func(t *testing.T) {
+		t.Run(string(test.fault)+": "+test.want, func(t *testing.T) {
 			for seed := range uint64(300) {
 				p := Draw(seed)
-				p.Fault = fault
-				if o := run(t, p); o.Bug != nil && strings.Contains(o.Bug.Error(), want) {
+				p.Fault = test.fault
+				if test.provoke != nil {
+					test.provoke(&p)
+				}
+				if o := run(t, p); o.Bug != nil && strings.Contains(o.Bug.Error(), test.want) {
 					t.Logf("seed %d: %v", seed, o.Bug)
 					return
 				}
