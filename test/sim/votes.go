@@ -46,9 +46,9 @@ func (w *world) noteVote(p *peer, decree string, value []byte) {
 }
 
 // decided says whether a majority of all whom the voters know has voted for one
-// proposal of a decree. A peer that is to be removed does not count. w.mu is
-// held.
-func (w *world) decided(decree string, is func(value string) bool, leaving ring.Peer) bool {
+// proposal of a decree. A peer that is to be removed does not count, nor do those
+// that are, as far as p knows, whose decision it is. w.mu is held.
+func (w *world) decided(p *peer, decree string, is func(value string) bool, leaving ring.Peer) bool {
 	for prop, by := range w.truth.votes {
 		if prop.decree != decree || !is(prop.value) {
 			continue
@@ -57,10 +57,10 @@ func (w *world) decided(decree string, is func(value string) bool, leaving ring.
 		for voter, knows := range by {
 			known[voter] = true
 			for _, id := range knows {
-				known[id] = true
+				known[id] = known[id] || id != leaving && p.disk.buckets[bucketRemoved][string(id)] == nil
 			}
 		}
-		delete(known, leaving)
+		maps.DeleteFunc(known, func(_ ring.Peer, counts bool) bool { return !counts })
 		if 2*len(by) > len(known) {
 			return true
 		}
@@ -80,7 +80,7 @@ func (w *world) noteFounding(p *peer, s seeded) {
 	if _, known := all[s.seed]; known {
 		return
 	}
-	if !w.decided(s.pool.String(), s.founded, "") {
+	if !w.decided(p, s.pool.String(), s.founded, "") {
 		w.fail("pool %s is started by %s, without a majority of all whom those know who agreed", s.pool, p.id)
 	}
 	c := circle{p.id, maps.Clone(p.known), maps.Clone(p.unmet)}
@@ -121,7 +121,7 @@ func (w *world) noteRemoved(p *peer, id ring.Peer, value []byte) {
 	if w.gone(id) {
 		return
 	}
-	if !w.decided("remove 1 "+string(id), func(v string) bool { return v == string(value) }, id) {
+	if !w.decided(p, "remove 1 "+string(id), func(v string) bool { return v == string(value) }, id) {
 		w.fail("%s was removed, says %s, without a majority of all whom those know who agreed", id, p.id)
 	}
 	r := removal{time.Now(), map[ring.Peer]map[netip.Prefix]*ring.Ring{}}
