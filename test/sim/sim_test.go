@@ -2,7 +2,6 @@ package sim
 
 import (
 	"flag"
-	"fmt"
 	"runtime"
 	"strings"
 	"testing"
@@ -46,30 +45,30 @@ func TestSimulation(t *testing.T) {
 	}
 	begin := time.Now()
 	told := begin
-	var done uint64
-	bugs := 0
+	var done, broken uint64
 	err := farm(*first, n, *workers, func(r result) (more bool) {
 		done++
 		if r.bug != "" {
-			bugs++
+			broken++
 			t.Errorf("seed %d: %s\n\tto see what happened: go test ./test/sim -run TestReplay -v -sim.replay=%d", r.seed, r.bug, r.seed)
 		}
-		if *progress > 0 && (time.Since(told) >= *progress || done == n) {
+		if *progress > 0 && time.Since(told) >= *progress {
 			told = time.Now()
-			t.Log(summary(done, n, bugs, time.Since(begin)))
+			rate := float64(done) / time.Since(begin).Seconds()
+			t.Logf("%d of %d schedules, %.0f a second, %s to go; %d broken", done, n, rate,
+				time.Duration(float64(n-done)/rate*float64(time.Second)).Round(time.Second), broken)
 		}
-		return bugs < maxBugs
+		return broken < maxBugs
 	})
 	if err != nil {
 		t.Error(err)
 	}
-}
-
-func summary(done, of uint64, bugs int, took time.Duration) string {
-	rate := float64(done) / took.Seconds()
-	left := time.Duration(float64(of-done) / rate * float64(time.Second))
-	return fmt.Sprintf("%d of %d schedules in %s, %.0f a second, %s to go; %d broken",
-		done, of, took.Round(time.Second), rate, left.Round(time.Second), bugs)
+	took := time.Since(begin)
+	t.Logf("%d of %d schedules were run, from seed %d on: %d kept all promises, %d broke one. %s, %.0f a second on %d processors",
+		done, n, *first, done-broken, broken, took.Round(time.Second), float64(done)/took.Seconds(), *workers)
+	if done < n {
+		t.Errorf("%d schedules were not run", n-done)
+	}
 }
 
 // TestReplay runs the one schedule that -sim.replay names.
