@@ -122,7 +122,7 @@ func Draw(seed uint64) Plan {
 	p.drawPools(rng)
 	p.drawWeights(rng)
 	p.Stumble, p.Quiet = rng.IntN(3) == 0, rng.IntN(4) == 0
-	if rng.IntN(100) == 0 {
+	if rng.IntN(200) == 0 {
 		p.Hosts, p.Steps = 14+rng.IntN(37), 15+rng.IntN(30)
 	}
 	return p
