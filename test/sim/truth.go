@@ -57,7 +57,7 @@ type truth struct {
 	rings       map[seeded]*ring.Ring // what peers would come to if they all talked
 	dirty       map[seeded]bool       // since the last check
 	votes       map[proposal]votes
-	foundings   map[netip.Prefix]map[ring.SeedID]circle
+	foundings   map[netip.Prefix]map[ring.SeedID]map[ring.Peer]bool
 	removals    map[ring.Peer]removal
 	heritage    map[seeded]map[ring.Peer]*space.Set // all that was ever taken over
 	inheritance map[seeded][]inheritance            // on which some disks do not agree yet
@@ -66,7 +66,7 @@ type truth struct {
 func newTruth() truth {
 	return truth{
 		parsed: map[string]*ring.Ring{}, rings: map[seeded]*ring.Ring{}, dirty: map[seeded]bool{},
-		foundings: map[netip.Prefix]map[ring.SeedID]circle{}, votes: map[proposal]votes{}, removals: map[ring.Peer]removal{},
+		foundings: map[netip.Prefix]map[ring.SeedID]map[ring.Peer]bool{}, votes: map[proposal]votes{}, removals: map[ring.Peer]removal{},
 		heritage: map[seeded]map[ring.Peer]*space.Set{}, inheritance: map[seeded][]inheritance{},
 	}
 }

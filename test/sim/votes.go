@@ -45,10 +45,10 @@ func (w *world) noteVote(p *peer, decree string, value []byte) {
 	}
 }
 
-// decided says whether a majority of all whom the voters know has voted for one
-// proposal of a decree. A peer that is to be removed does not count, nor do those
+// decided returns all whom the voters for one proposal of a decree knew, if these
+// are a majority of them; nil if there is no such proposal. A peer that is to be removed does not count, nor do those
 // that are, as far as p knows, whose decision it is. w.mu is held.
-func (w *world) decided(p *peer, decree string, is func(value string) bool, leaving ring.Peer) bool {
+func (w *world) decided(p *peer, decree string, is func(value string) bool, leaving ring.Peer) (electors map[ring.Peer]bool) {
 	for prop, by := range w.truth.votes {
 		if prop.decree != decree || !is(prop.value) {
 			continue
@@ -62,10 +62,10 @@ func (w *world) decided(p *peer, decree string, is func(value string) bool, leav
 		}
 		maps.DeleteFunc(known, func(_ ring.Peer, counts bool) bool { return !counts })
 		if 2*len(by) > len(known) {
-			return true
+			return known
 		}
 	}
-	return false
+	return nil
 }
 
 // noteFounding notes a new ring of a pool, which a majority must have agreed to
@@ -74,39 +74,28 @@ func (w *world) decided(p *peer, decree string, is func(value string) bool, leav
 func (w *world) noteFounding(p *peer, s seeded) {
 	all := w.truth.foundings[s.pool]
 	if all == nil {
-		all = map[ring.SeedID]circle{}
+		all = map[ring.SeedID]map[ring.Peer]bool{}
 		w.truth.foundings[s.pool] = all
 	}
 	if _, known := all[s.seed]; known {
 		return
 	}
-	if !w.decided(p, s.pool.String(), s.founded, "") {
+	electors := w.decided(p, s.pool.String(), s.founded, "")
+	if electors == nil {
 		w.fail("pool %s is started by %s, without a majority of all whom those know who agreed", s.pool, p.id)
 	}
-	c := circle{p.id, maps.Clone(p.known), maps.Clone(p.unmet)}
-	for _, other := range all {
-		if c.equal(other) && len(w.truth.removals) == 0 {
-			w.fail("pool %s is started by %s and by %s, who know the same hosts", s.pool, other.by, p.id)
+	for _, others := range all {
+		if maps.Equal(electors, others) {
+			w.fail("pool %s is started twice by majorities of %v, at last by %s", s.pool, slices.Sorted(maps.Keys(electors)), p.id)
 		}
 	}
-	all[s.seed] = c
+	all[s.seed] = electors
 }
 
 // founded says whether a decided value is about a ring.
 func (s seeded) founded(value string) bool {
 	var f struct{ Seed ring.SeedID }
 	return json.Unmarshal([]byte(value), &f) == nil && f.Seed == s.seed
-}
-
-// circle is whom a peer knew when it founded a ring.
-type circle struct {
-	by    ring.Peer
-	known map[ring.Peer]bool
-	unmet map[int]bool
-}
-
-func (c circle) equal(o circle) bool {
-	return maps.Equal(c.known, o.known) && maps.Equal(c.unmet, o.unmet)
 }
 
 // gone says whether a peer was removed, as far as anybody knows. w.mu is held.
@@ -121,7 +110,7 @@ func (w *world) noteRemoved(p *peer, id ring.Peer, value []byte) {
 	if w.gone(id) {
 		return
 	}
-	if !w.decided(p, "remove 1 "+string(id), func(v string) bool { return v == string(value) }, id) {
+	if w.decided(p, "remove 1 "+string(id), func(v string) bool { return v == string(value) }, id) == nil {
 		w.fail("%s was removed, says %s, without a majority of all whom those know who agreed", id, p.id)
 	}
 	r := removal{time.Now(), map[ring.Peer]map[netip.Prefix]*ring.Ring{}}
