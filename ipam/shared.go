@@ -83,7 +83,11 @@ func (a *Allocator) note(p *pool, addr netip.Addr, r *record) error {
 
 // place is where a reservation of addr belongs now. a.mu is held.
 func (a *Allocator) place(p *pool, addr netip.Addr) at {
-	return at{Seed: p.ring.Seed(), Owner: a.ownerOf(p, addr), Self: a.cfg.Self}
+	w := at{Seed: p.ring.Seed(), Owner: a.ownerOf(p, addr), Self: a.cfg.Self}
+	if t, _ := p.ring.Token(addr); t.Inherited() {
+		w.Token = t
+	}
+	return w
 }
 
 // holdAgain counts one more network for an address that this host holds.

@@ -60,6 +60,9 @@ type Token struct {
 
 const epochBits = 32
 
+// Inherited says whether the range was ever taken over from a removed peer.
+func (t Token) Inherited() bool { return t.epoch() > 0 }
+
 func (t Token) epoch() uint64 { return t.Version >> epochBits }
 
 // first is the first version of a token that is put into the range of t.
@@ -130,10 +133,16 @@ func (r *Ring) Check() error {
 
 // Owner is the owner of an address of the pool.
 func (r *Ring) Owner(a netip.Addr) (Peer, bool) {
+	t, ok := r.Token(a)
+	return t.Owner, ok
+}
+
+// Token is the token in whose range an address of the pool lies.
+func (r *Ring) Token(a netip.Addr) (Token, bool) {
 	if !r.pool.Contains(a) {
-		return "", false
+		return Token{}, false
 	}
-	return r.tokens[r.covering(a)].Owner, true
+	return r.tokens[r.covering(a)], true
 }
 
 // Owners lists everyone who owns a range, in ascending order.
