@@ -300,7 +300,7 @@ func (w *world) share(p *process, id string, kind ipam.Kind, addr netip.Addr, de
 		w.log("share", p.host, id, kind, addr, k.addr, outcome(err))
 		switch {
 		case p.dead, errors.Is(err, errDiskFull):
-			d.doubtful.shares[key{poolOf(id), addr}] = true
+			w.doubt(d, key{poolOf(id), addr})
 		case err != nil:
 			w.expect(p, err, ipam.ErrInUse, ipam.ErrNoAnswer)
 			if !errors.Is(err, ipam.ErrInUse) {
@@ -325,9 +325,19 @@ func (w *world) unshare(p *process, id string, k key, delay time.Duration) {
 	w.shared[k][d]--
 	w.giveBack(p, id, k, delay, func(err error) {
 		if err != nil {
-			d.doubtful.shares[k] = true
+			w.doubt(d, k)
 		}
 	})
+}
+
+// doubt notes that a shared address may be reserved, of which Docker knows
+// nothing; not even that, if its disk was lost meanwhile. w.mu is held.
+func (w *world) doubt(d *docker, k key) {
+	if d.host.docker != d {
+		w.ghosts[k] = true
+		return
+	}
+	d.doubtful.shares[k] = true
 }
 
 // removePeer is no call of Docker, but of a person who runs `weave rmpeer`.
