@@ -60,7 +60,7 @@ func (a *Allocator) saveRings(rings map[*pool]*ring.Ring) error {
 		a.pools[p.prefix] = p
 		moved := p.setRing(a.cfg.Self, r)
 		a.changed[p.prefix] = true
-		if moved && len(p.unbacked(a.cfg.Self)) > 0 {
+		if moved && len(p.unbacked(a.cfg.Self)) > 0 || r.Tokens() > a.scarceTokens {
 			a.wake()
 		}
 	}

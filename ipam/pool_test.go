@@ -292,7 +292,7 @@ func TestStoreFails(t *testing.T) {
 func TestCorruptState(t *testing.T) {
 	tests := []struct{ bucket, key, value string }{
 		{bucketRings, small, `{`},
-		{bucketRings, small, `{"pool":"10.40.0.0/24","seed":"00000000000000000000000000000001","tokens":[{"start":"10.40.0.0","owner":"a","version":1}]}`},
+		{bucketRings, small, `{"pool":"10.40.0.0/24","seed":"00000000000000000000000000000001","tokens":[{"start":"10.40.0.0","owner":"a","v":1}]}`},
 		{bucketRings, "10.40.0.1/28", `{}`},
 		{bucketRings, "nonsense", `{}`},
 		{bucketPaxos, small, `[]`},
