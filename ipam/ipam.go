@@ -128,6 +128,7 @@ type Allocator struct {
 	tidyTokens   int
 	scarceTokens int
 	manyTokens   int
+	tidyDecrees  int
 
 	wakeup   chan struct{} // there is work for Run
 	removing chan struct{} // holds one token; taken while peers agree on an heir
@@ -139,6 +140,7 @@ type Allocator struct {
 	pools     map[netip.Prefix]*pool
 	handles   map[string]handle
 	acceptors map[string]paxos.State // by decree
+	floor     uint64                 // of the ballots of all others
 	electors  []ring.Peer            // of all rounds that this peer ever had part in; sorted
 	removed   removed
 	stale     *stale // nil unless this peer's disk is too old
@@ -170,7 +172,7 @@ func New(cfg Config) (*Allocator, error) {
 		cfg:        cfg,
 		patience:   patience,
 		askTimeout: askTimeout,
-		tidyTokens: tidyTokens, scarceTokens: scarceTokens, manyTokens: manyTokens,
+		tidyTokens: tidyTokens, scarceTokens: scarceTokens, manyTokens: manyTokens, tidyDecrees: tidyDecrees,
 		pools:     map[netip.Prefix]*pool{},
 		handles:   map[string]handle{},
 		acceptors: map[string]paxos.State{},

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 
-	"weave/ipam/paxos"
 	"weave/ipam/ring"
 )
 
@@ -14,7 +13,7 @@ import (
 //
 //	ipam-rings    a pool: its ring; pool, space, address: who reserves that
 //	              address; "heard", space, pool, space, peer: its last Serial
-//	ipam-paxos    a decree; "electors"
+//	ipam-paxos    a decree; "electors", "floor"
 //	ipam-removed  a peer
 //	ipam-self     "self", "serials", "stale"
 //	ipam-pools    a pool ID
@@ -115,44 +114,6 @@ func (a *Allocator) saveSerials(upTo uint64) error {
 		return fmt.Errorf("store serials of requests: %w", err)
 	}
 	a.serials = upTo
-	return nil
-}
-
-// saveAcceptor keeps with the state of an acceptor the electors of the round.
-func (a *Allocator) saveAcceptor(key string, s paxos.State, electors []ring.Peer) error {
-	if _, known := a.acceptors[key]; !known && len(a.acceptors) >= maxPools+maxRemoved {
-		return fmt.Errorf("agreement on %s: more than %d of them: %w", key, len(a.acceptors), ErrFull)
-	}
-	if err := a.applyPaxos(map[string][]byte{key: encode(s)}, electors); err != nil {
-		return fmt.Errorf("store agreement on %s: %w", key, err)
-	}
-	a.acceptors[key] = s
-	return nil
-}
-
-func (a *Allocator) saveElectors(more []ring.Peer) error {
-	if err := a.applyPaxos(map[string][]byte{}, more); err != nil {
-		return fmt.Errorf("store who takes part in agreements: %w", err)
-	}
-	return nil
-}
-
-// applyPaxos adds electors to those that are stored.
-func (a *Allocator) applyPaxos(changes map[string][]byte, electors []ring.Peer) error {
-	all := union(a.electors, electors)
-	if err := checkElectors(all); err != nil {
-		return err
-	}
-	if len(all) > len(a.electors) {
-		changes[keyElectors] = encode(all)
-	}
-	if len(changes) == 0 {
-		return nil
-	}
-	if err := a.cfg.Store.Apply(bucketPaxos, changes); err != nil {
-		return err
-	}
-	a.electors = all
 	return nil
 }
 
