@@ -174,7 +174,7 @@ func (a *Allocator) round(ctx context.Context, d decree, seen uint64) (mine bool
 func (a *Allocator) begin(key string, seen uint64, electors []ring.Peer) (paxos.Ballot, paxos.Promise, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	state := a.acceptors[key]
+	state := a.acceptor(key)
 	ballot := paxos.Ballot{N: max(seen, state.Promised.N) + 1, Peer: string(a.cfg.Self)}
 	next, promise := state.Prepare(ballot)
 	return ballot, promise, a.saveAcceptor(key, next, electors)
@@ -245,7 +245,7 @@ func (a *Allocator) vote(key string, from ring.Peer, req request, valid func(val
 	if more := a.leftOut(req.met, req.Electors); len(more) > 0 {
 		return answer{Electors: more}
 	}
-	state := a.acceptors[key]
+	state := a.acceptor(key)
 	var next paxos.State
 	var ans answer
 	if req.Op == opPrepare {

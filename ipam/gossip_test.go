@@ -14,18 +14,17 @@ import (
 func TestGapIsPulled(t *testing.T) {
 	n, hosts := newNet(t, "a", "b", "c")
 	a, b, c := hosts[0], hosts[1], hosts[2]
+	n.partition(map[ring.Peer]int{"c": 1})
 	a.pool(t, small, "")
+	n.partition(nil)
 	n.lose(never, func() bool { return true })
-	if _, err := a.request(small, "10.40.0.8", KindLease); err != nil { // of b: c does not hear of it
-		t.Fatal(err)
-	}
 	b.mu.Lock()
-	_, late, err := b.pools[netip.MustParsePrefix(small)].ring.Give("b", rangeOf("10.40.0.7"), "a")
+	_, change, err := b.pools[netip.MustParsePrefix(small)].ring.Give("b", rangeOf("10.40.0.9"), "a")
 	b.mu.Unlock()
 	if err != nil {
 		t.Fatal(err)
 	}
-	want(t, c.Merge("b", encode(gossip{Rings: []ring.Chunk{late}})), ring.ErrGap, small)
+	want(t, c.Merge("b", encode(gossip{Rings: []ring.Chunk{change}})), ring.ErrGap, "ring")
 	if c.Missing(c.Digest()) != nil || b.Missing(c.Digest()) == nil {
 		t.Error("digests do not tell who misses something")
 	}

@@ -126,9 +126,13 @@ const (
 
 // Allocator is the IPAM of one peer. All methods are safe for concurrent use.
 type Allocator struct {
-	cfg        Config
-	patience   time.Duration
-	askTimeout time.Duration
+	cfg          Config
+	patience     time.Duration
+	askTimeout   time.Duration
+	tidyTokens   int
+	scarceTokens int
+	manyTokens   int
+	tidyDecrees  int
 
 	wakeup   chan struct{} // there is work for Run
 	removing chan struct{} // holds one token; taken while peers agree on an heir
@@ -140,6 +144,7 @@ type Allocator struct {
 	pools     map[netip.Prefix]*pool
 	handles   map[string]handle
 	acceptors map[string]paxos.State // by decree
+	floor     uint64                 // of the ballots of all others
 	electors  []ring.Peer            // of all rounds that this peer ever had part in; sorted
 	removed   removed
 	stale     *stale // nil unless this peer's disk is too old
@@ -172,16 +177,17 @@ func New(cfg Config) (*Allocator, error) {
 		cfg:        cfg,
 		patience:   patience,
 		askTimeout: askTimeout,
-		pools:      map[netip.Prefix]*pool{},
-		handles:    map[string]handle{},
-		acceptors:  map[string]paxos.State{},
-		removed:    removed{},
-		told:       map[ring.Peer]bool{},
-		inherited:  map[ring.Peer]map[netip.Prefix]uint64{},
-		wakeup:     make(chan struct{}, 1),
-		removing:   make(chan struct{}, 1),
-		picked:     map[netip.Prefix]bool{},
-		changed:    map[netip.Prefix]bool{},
+		tidyTokens: tidyTokens, scarceTokens: scarceTokens, manyTokens: manyTokens, tidyDecrees: tidyDecrees,
+		pools:     map[netip.Prefix]*pool{},
+		handles:   map[string]handle{},
+		acceptors: map[string]paxos.State{},
+		removed:   removed{},
+		told:      map[ring.Peer]bool{},
+		inherited: map[ring.Peer]map[netip.Prefix]uint64{},
+		wakeup:    make(chan struct{}, 1),
+		removing:  make(chan struct{}, 1),
+		picked:    map[netip.Prefix]bool{},
+		changed:   map[netip.Prefix]bool{},
 	}
 	if err := a.load(); err != nil {
 		return nil, err
@@ -211,8 +217,8 @@ func (a *Allocator) Run(ctx context.Context) error {
 }
 
 // Settle does once what Run does again and again: it takes over what this peer
-// inherits, claims unbacked leases, and brings reservations of shared addresses
-// into line with their owners.
+// inherits, claims unbacked leases, brings reservations of shared addresses into
+// line with their owners, and tidies rings.
 func (a *Allocator) Settle(ctx context.Context) {
 	a.flush()
 	for _, err := range []error{a.adoptOrphans(ctx), a.takeOver(ctx)} {
@@ -226,6 +232,9 @@ func (a *Allocator) Settle(ctx context.Context) {
 	a.claimAll(ctx)
 	for _, p := range a.allPools() {
 		a.settleSoon(ctx, p)
+		if err := a.tidy(p); err != nil {
+			a.cfg.Log.WithError(err).WithField("pool", p.prefix).Warn("the ring of a pool is not tidied")
+		}
 	}
 }
 

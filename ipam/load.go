@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"weave/ipam/paxos"
 	"weave/ipam/ring"
 )
 
@@ -19,7 +18,6 @@ const (
 	keySelf       = "self"
 	keySerials    = "serials"
 	keyHeard      = "heard "
-	keyElectors   = "electors"
 	maxFormer     = 16
 	serialsAtOnce = 1 << 10 // so that few of them cost a write
 )
@@ -144,31 +142,6 @@ func (a *Allocator) loadRemoved(key string, value []byte) error {
 	}
 	a.removed[ring.Peer(key)] = i
 	return i.check(ring.Peer(key), i.Round)
-}
-
-// loadAcceptor checks no value of a removal: it is checked when it is decided.
-func (a *Allocator) loadAcceptor(key string, value []byte) error {
-	if key == keyElectors {
-		var electors []ring.Peer
-		if err := json.Unmarshal(value, &electors); err != nil {
-			return err
-		}
-		a.electors = union(electors, nil)
-		return checkElectors(electors)
-	}
-	var state paxos.State
-	if err := json.Unmarshal(value, &state); err != nil {
-		return err
-	}
-	a.acceptors[key] = state
-	if strings.HasPrefix(key, removalKey) {
-		return nil
-	}
-	p, err := a.loadPool(key)
-	if err == nil && state.Value != nil {
-		_, err = decodeFounding(p.prefix, state.Value)
-	}
-	return err
 }
 
 // loadReservation passes over those that this peer had before it was removed:

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 
-	"weave/ipam/paxos"
 	"weave/ipam/ring"
 )
 
@@ -16,7 +15,7 @@ import (
 //	              address; "heard", space, pool, space, peer: its last Serial;
 //	              "held", space, pool, space, address: which removed peer's
 //	              container has it
-//	ipam-paxos    a decree; "electors"
+//	ipam-paxos    a decree; "electors", "floor"
 //	ipam-removed  a peer
 //	ipam-self     "self", "serials", "stale"
 //	ipam-pools    a pool ID
@@ -72,7 +71,7 @@ func (a *Allocator) saveInherited(rings map[*pool]*ring.Ring, ghosts map[netip.P
 		p.held = held[p]
 		moved := p.setRing(a.cfg.Self, r)
 		a.changed[p.prefix] = true
-		if moved && len(p.unbacked(a.cfg.Self)) > 0 {
+		if moved && len(p.unbacked(a.cfg.Self)) > 0 || r.Tokens() > a.scarceTokens {
 			a.wake()
 		}
 	}
@@ -127,44 +126,6 @@ func (a *Allocator) saveSerials(upTo uint64) error {
 		return fmt.Errorf("store serials of requests: %w", err)
 	}
 	a.serials = upTo
-	return nil
-}
-
-// saveAcceptor keeps with the state of an acceptor the electors of the round.
-func (a *Allocator) saveAcceptor(key string, s paxos.State, electors []ring.Peer) error {
-	if _, known := a.acceptors[key]; !known && len(a.acceptors) >= maxPools+maxRemoved {
-		return fmt.Errorf("agreement on %s: more than %d of them: %w", key, len(a.acceptors), ErrFull)
-	}
-	if err := a.applyPaxos(map[string][]byte{key: encode(s)}, electors); err != nil {
-		return fmt.Errorf("store agreement on %s: %w", key, err)
-	}
-	a.acceptors[key] = s
-	return nil
-}
-
-func (a *Allocator) saveElectors(more []ring.Peer) error {
-	if err := a.applyPaxos(map[string][]byte{}, more); err != nil {
-		return fmt.Errorf("store who takes part in agreements: %w", err)
-	}
-	return nil
-}
-
-// applyPaxos adds electors to those that are stored.
-func (a *Allocator) applyPaxos(changes map[string][]byte, electors []ring.Peer) error {
-	all := union(a.electors, electors)
-	if err := checkElectors(all); err != nil {
-		return err
-	}
-	if len(all) > len(a.electors) {
-		changes[keyElectors] = encode(all)
-	}
-	if len(changes) == 0 {
-		return nil
-	}
-	if err := a.cfg.Store.Apply(bucketPaxos, changes); err != nil {
-		return err
-	}
-	a.electors = all
 	return nil
 }
 

@@ -73,6 +73,7 @@ type pool struct {
 	free      space.Set                   // own and usable, neither recorded nor reserved
 	cursors   map[netip.Prefix]netip.Addr // by sub-pool: where the next search starts; lost with a restart
 	published uint64                      // free addresses that the Cluster knows of
+	seeking   int                         // requests that want a first ring; with the last of them goes a pool that got none
 	stuck     error                       // why the latest request that had the turn got no further; nil if it did
 }
 

@@ -292,11 +292,14 @@ func TestStoreFails(t *testing.T) {
 func TestCorruptState(t *testing.T) {
 	tests := []struct{ bucket, key, value string }{
 		{bucketRings, small, `{`},
-		{bucketRings, small, `{"pool":"10.40.0.0/24","seed":"00000000000000000000000000000001","tokens":[{"start":"10.40.0.0","owner":"a","version":1}]}`},
+		{bucketRings, small, `{"pool":"10.40.0.0/24","seed":"00000000000000000000000000000001","tokens":[{"start":"10.40.0.0","owner":"a","v":1}]}`},
 		{bucketRings, "10.40.0.1/28", `{}`},
 		{bucketRings, "nonsense", `{}`},
 		{bucketPaxos, small, `[]`},
 		{bucketPaxos, keyElectors, `[""]`},
+		{bucketPaxos, keyFloor, `-1`},
+		{bucketPaxos, keyFloor, `4611686018427387904`},
+		{bucketPaxos, "10.1.2.3/8", `{}`},
 		{bucketPaxos, small, `{"value":"e30="}`},
 		{bucketPaxos, removalKey + "1 b", `x`},
 		{bucketSelf, keySelf, `{}`},
