@@ -102,8 +102,8 @@ type Endpoint struct {
 	ID        string
 	Segment   string
 	MAC       net.HardwareAddr
-	Addrs     []netip.Addr
-	Container string // name, empty while unknown
+	Addrs     []netip.Prefix // with the lengths of their subnets
+	Container string         // name, empty while unknown
 }
 
 // Holder is who has an address on another host. Container may be empty.

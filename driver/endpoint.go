@@ -331,9 +331,7 @@ func (d *Driver) announcement(rec *endpointRecord) Endpoint {
 	d.mu.Lock()
 	segment := d.networks[rec.Network].rec.Segment
 	d.mu.Unlock()
-	a := Endpoint{ID: rec.ID, Segment: segment, MAC: slices.Clone(net.HardwareAddr(rec.MAC)), Container: rec.Container}
-	for _, p := range rec.Addrs {
-		a.Addrs = append(a.Addrs, p.Addr())
+	return Endpoint{
+		ID: rec.ID, Segment: segment, MAC: slices.Clone(net.HardwareAddr(rec.MAC)), Addrs: slices.Clone(rec.Addrs), Container: rec.Container,
 	}
-	return a
 }

@@ -42,7 +42,7 @@ func TestEndpointLife(t *testing.T) {
 	}
 	e, ok := r.fabric.endpoint("0123456789abcdef")
 	if !ok || e.Segment != "10.32.0.0/16" || e.MAC.String() != "02:57:0a:20:00:05" ||
-		len(e.Addrs) != 1 || e.Addrs[0] != netip.MustParseAddr("10.32.0.5") {
+		len(e.Addrs) != 1 || e.Addrs[0] != netip.MustParsePrefix("10.32.0.5/16") {
 		t.Errorf("announced: %+v", e)
 	}
 	info, err := r.EndpointInfo(t.Context(), &api.InfoRequest{NetworkID: "n1", EndpointID: "0123456789abcdef"})

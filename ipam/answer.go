@@ -150,7 +150,7 @@ func (a *Allocator) serveLocked(p *pool, from ring.Peer, req request, held map[n
 	case req.Op == opSpace:
 		return a.giveSpace(p, from, req, held)
 	case req.Op == opClaim:
-		return a.giveAddresses(p, from, req.Addrs, held)
+		return a.giveAddresses(p, from, req, held)
 	case !p.usable.Contains(req.Addr):
 		return failed(fmt.Errorf("address %s is not of pool %s: %w", req.Addr, p.prefix, ErrInvalid))
 	case req.Op == opReserve || req.Op == opUnreserve:
@@ -195,10 +195,10 @@ func (a *Allocator) giveSpace(p *pool, from ring.Peer, req request, held map[net
 
 // giveAddresses gives those that are free. What the asker was given before, and
 // the answer was lost, has moved.
-func (a *Allocator) giveAddresses(p *pool, from ring.Peer, addrs []netip.Addr, held map[netip.Addr]ring.Peer) answer {
-	verdicts := make([]verdict, len(addrs))
+func (a *Allocator) giveAddresses(p *pool, from ring.Peer, req request, held map[netip.Addr]ring.Peer) answer {
+	verdicts := make([]verdict, len(req.Addrs))
 	var given space.Set
-	for i, addr := range addrs {
+	for i, addr := range req.Addrs {
 		if !p.usable.Contains(addr) {
 			return failed(fmt.Errorf("address %s is not of pool %s: %w", addr, p.prefix, ErrInvalid))
 		}
@@ -213,6 +213,9 @@ func (a *Allocator) giveAddresses(p *pool, from ring.Peer, addrs []netip.Addr, h
 			verdicts[i] = verdict{Refusal: refusedLeased, Holder: held[addr]}
 		default:
 			given.Add(space.Single(addr))
+		}
+		if r := verdicts[i].Refusal; req.Held && r != "" && r != refusedMoved {
+			p.noteRefused(addr, from)
 		}
 	}
 	if err := a.give(p, from, given.Runs()...); err != nil {

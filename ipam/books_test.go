@@ -207,18 +207,23 @@ func (b *books) strict(t failer) {
 	}
 }
 
+// clashing says whether the lease of addr is a clash that is not over.
+func (h *host) clashing(addr netip.Addr) bool {
+	return slices.ContainsFunc(h.Clashes(), func(c Clash) bool { return c.Addr == addr && c.Kind == KindLease && !c.Over })
+}
+
 // backedOrClash returns 1 for a clash.
 func (b *books) backedOrClash(t failer, h *host, addr netip.Addr) int {
 	backed, others := 0, 0
 	for _, other := range b.hosts {
-		if b.held[other][addr] && !other.Clashed(netip.MustParsePrefix(small), addr) {
+		if b.held[other][addr] && !other.clashing(addr) {
 			backed++
 		}
 		if other != h && (b.held[other][addr] || b.shared[leased{other, addr}] > 0) {
 			others++
 		}
 	}
-	clashed := h.Clashed(netip.MustParsePrefix(small), addr)
+	clashed := h.clashing(addr)
 	if backed > 1 {
 		t.Fatalf("%s is held on %d hosts that know of no clash", addr, backed)
 	}

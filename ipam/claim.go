@@ -14,8 +14,9 @@ const maxClaims = 256 // in one message
 
 // Clash is an address that is held here and that its owner cannot give to this
 // host: somebody else holds it too. That happens where clusters were started
-// apart and then met, or where a removed peer was alive. Nothing is disturbed;
-// it ends when either side releases the address.
+// apart and then met, or where a removed peer was alive. Nothing is disturbed.
+// That of a container here ends when it is released, since until then nobody
+// announces the container; that of a shared address when either side releases it.
 type Clash struct {
 	Pool  netip.Prefix `json:"pool"`
 	Addr  netip.Addr   `json:"addr"`
@@ -23,6 +24,7 @@ type Clash struct {
 	Peer  ring.Peer    `json:"peer"` // who has the address
 	Host  string       `json:"host"` // its name
 	Since time.Time    `json:"since"`
+	Over  bool         `json:"over,omitempty"` // the other side has released it, and this host owns it now
 }
 
 // clash is the part of a Clash that is stored with the record.
@@ -66,9 +68,6 @@ func (a *Allocator) claimAll(ctx context.Context) {
 				break
 			}
 		}
-		if err := a.endClashes(p); err != nil {
-			a.cfg.Log.WithError(err).WithField("pool", p.prefix).Warn("end of a clash of addresses not stored")
-		}
 	}
 }
 
@@ -99,7 +98,9 @@ func (a *Allocator) claims(p *pool, done map[netip.Addr]bool) map[ring.Peer][]ne
 // word. It returns false if another try makes no sense now.
 func (a *Allocator) claim(ctx context.Context, p *pool, owner ring.Peer, addrs []netip.Addr, done map[netip.Addr]bool) bool {
 	log := a.cfg.Log.WithField("pool", p.prefix).WithField("peer", owner)
-	ans, err := a.ask(ctx, p, owner, a.claimRequest(addrs...))
+	req := a.claimRequest(addrs...)
+	req.Held = true
+	ans, err := a.ask(ctx, p, owner, req)
 	switch {
 	case err != nil:
 		log.WithError(err).Debug("leases not claimed yet")
@@ -129,6 +130,33 @@ func holderOf(owner, holder ring.Peer) ring.Peer {
 		return holder
 	}
 	return owner
+}
+
+// A claim that is refused is made again and again, as long as the container here
+// has the address. So the owner remembers it for a while, and gives the address
+// to nobody else when it becomes free.
+const claimLasts = 3 * settleEvery
+
+// refusedClaim is that of a peer whose container has the address all the same.
+type refusedClaim struct {
+	by ring.Peer
+	at time.Time
+}
+
+func (c refusedClaim) lasts() bool { return time.Since(c.at) < claimLasts }
+
+// noteRefused remembers a claim. Of several the first one stays, as long as it
+// is repeated. a.mu is held.
+func (p *pool) noteRefused(addr netip.Addr, by ring.Peer) {
+	if c := p.refused[addr]; c.by != by && c.lasts() {
+		return
+	}
+	if len(p.refused) >= maxHeld {
+		maps.DeleteFunc(p.refused, func(_ netip.Addr, c refusedClaim) bool { return !c.lasts() })
+	}
+	if len(p.refused) < maxHeld {
+		p.refused[addr] = refusedClaim{by, time.Now()}
+	}
 }
 
 // claimRequest tells also who this host was before it was removed: the
@@ -172,23 +200,6 @@ func (a *Allocator) clash(p *pool, addr netip.Addr, by ring.Peer) {
 	a.clashes = append(a.clashes, place{p.prefix, addr})
 }
 
-// endClashes forgets clashes of leases that were granted after all.
-func (a *Allocator) endClashes(p *pool) error {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	ended := map[netip.Addr]*record{}
-	for addr, r := range p.records {
-		if r.Kind == KindLease && r.Clash != nil && p.owner(addr) == a.cfg.Self {
-			r.Clash = nil
-			ended[addr] = &r
-		}
-	}
-	if len(ended) == 0 {
-		return nil
-	}
-	return a.saveRecords(p, ended)
-}
-
 // Clashes lists all addresses held here that somebody else holds too, in
 // ascending order.
 func (a *Allocator) Clashes() []Clash {
@@ -203,23 +214,26 @@ func (a *Allocator) Clashes() []Clash {
 
 func (p *pool) clashes(self ring.Peer) (all []Clash) {
 	for _, addr := range slices.SortedFunc(maps.Keys(p.records), netip.Addr.Compare) {
-		if r := p.records[addr]; p.clashed(self, addr) {
-			all = append(all, Clash{Pool: p.prefix, Addr: addr, Kind: r.Kind, Peer: r.Clash.Peer, Host: r.Clash.Host, Since: r.Clash.Since})
+		if r := p.records[addr]; p.clashed(addr) {
+			all = append(all, Clash{
+				Pool: p.prefix, Addr: addr, Kind: r.Kind, Peer: r.Clash.Peer, Host: r.Clash.Host, Since: r.Clash.Since,
+				Over: r.Kind == KindLease && p.owner(addr) == self,
+			})
 		}
 	}
 	return all
 }
 
-func (p *pool) clashed(self ring.Peer, addr netip.Addr) bool {
+func (p *pool) clashed(addr netip.Addr) bool {
 	r := p.records[addr]
-	return r.Clash != nil && !r.isDebt() && (r.Kind != KindLease || p.owner(addr) != self)
+	return r.Clash != nil && !r.isDebt()
 }
 
-// Clashed says whether the lease of addr on this host is a Clash: its endpoint
-// must not be announced.
+// Clashed says whether the lease of addr on this host is a Clash, or was one:
+// its endpoint must not be announced.
 func (a *Allocator) Clashed(pool netip.Prefix, addr netip.Addr) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p := a.pools[pool]
-	return p != nil && p.records[addr].Kind == KindLease && p.clashed(a.cfg.Self, addr)
+	return p != nil && p.records[addr].Kind == KindLease && p.clashed(addr)
 }

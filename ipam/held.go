@@ -22,8 +22,9 @@ const (
 	maxHeld = 1 << 16 // in one pool
 )
 
-// heldElsewhere says which other host's container has addr, as far as is known.
-// a.mu is not held.
+// heldElsewhere says which other host's container has addr, as far as is known:
+// one that is announced, or a removed peer's, or one that is not announced since
+// its claim was refused. a.mu is not held.
 func (a *Allocator) heldElsewhere(pool netip.Prefix, addr netip.Addr) (holder ring.Peer, held bool) {
 	if a.cfg.Held != nil {
 		holder, held = a.cfg.Held(pool, addr)
@@ -31,25 +32,45 @@ func (a *Allocator) heldElsewhere(pool netip.Prefix, addr netip.Addr) (holder ri
 			return holder, true
 		}
 	}
-	a.mu.Lock()
-	holder = ""
-	if p := a.pools[pool]; p != nil {
-		holder = p.held[addr]
+	ghost, claimer := a.unannounced(pool, addr)
+	if ghost != "" && !a.gone(ghost) {
+		return ghost, true
 	}
-	a.mu.Unlock()
-	return holder, holder != "" && !a.gone(holder)
+	return claimer, claimer != ""
 }
 
-// holders lists who has which address of a pool, as far as is known. a.mu is
-// not held.
+func (a *Allocator) unannounced(pool netip.Prefix, addr netip.Addr) (ghost, claimer ring.Peer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := a.pools[pool]
+	if p == nil {
+		return "", ""
+	}
+	if c := p.refused[addr]; c.lasts() {
+		claimer = c.by
+	}
+	return p.held[addr], claimer
+}
+
+// holders lists who has which address of a pool; see heldElsewhere. a.mu is not
+// held.
 func (a *Allocator) holders(pool netip.Prefix) map[netip.Addr]ring.Peer {
-	all := map[netip.Addr]ring.Peer{}
+	all, ghosts := map[netip.Addr]ring.Peer{}, map[netip.Addr]ring.Peer{}
 	a.mu.Lock()
 	if p := a.pools[pool]; p != nil {
-		maps.Copy(all, p.held)
+		maps.Copy(ghosts, p.held)
+		for addr, c := range p.refused {
+			if c.lasts() {
+				all[addr] = c.by
+			}
+		}
 	}
 	a.mu.Unlock()
-	maps.DeleteFunc(all, func(_ netip.Addr, holder ring.Peer) bool { return a.gone(holder) })
+	for addr, ghost := range ghosts {
+		if !a.gone(ghost) {
+			all[addr] = ghost
+		}
+	}
 	if a.cfg.Holders != nil {
 		maps.Copy(all, a.cfg.Holders(pool))
 	}

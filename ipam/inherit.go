@@ -297,5 +297,5 @@ func (a *Allocator) untaken(p *pool, addr netip.Addr) bool {
 }
 
 func errUntaken(addr netip.Addr) error {
-	return errorf(ErrNoAnswer, "address %s is that of a removed host and not taken over yet; `weave status` says what is missing", addr)
+	return errorf(ErrNoAnswer, "address %s is that of a removed host, not taken over yet; `weave status` says what is missing", addr)
 }

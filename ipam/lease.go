@@ -239,7 +239,7 @@ func (a *Allocator) full(p *pool, h handle, silent []ring.Peer) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if slices.ContainsFunc(p.ring.Owners(), a.isRemoved) {
-		return errorf(errors.Join(ErrFull, ErrNoAnswer), "%s: no free address but those of a removed host, which are not taken over yet; `weave status` says what is missing, or use another subnet", what)
+		return errorf(errors.Join(ErrFull, ErrNoAnswer), "%s: no free address but those of a removed host, not taken over yet; `weave status` says what is missing, or use another subnet", what)
 	}
 	here := 0
 	for addr, r := range p.records {

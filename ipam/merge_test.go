@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -133,13 +135,25 @@ func TestTwoClustersMeet(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// It ends when either side lets go.
+	// When the winner lets go it is the loser's; but the container there is not
+	// announced, so it stays listed, until it lets go too.
 	if err := winner.ReleaseAddress(t.Context(), small, twice); err != nil {
 		t.Fatal(err)
 	}
-	loser.Settle(t.Context())
-	if loser.Clashed(pool, twice) || loser.Status()[0].Unbacked != 0 {
-		t.Errorf("%+v", loser.Status()[0])
+	for range 2 {
+		loser.Settle(t.Context())
+		if c := loser.Clashes(); len(c) != 2 || c[0].Addr != twice || !c[0].Over || c[1].Over || !loser.Clashed(pool, twice) || loser.Status()[0].Unbacked != 0 {
+			t.Errorf("%+v", c)
+		}
+		if err := loser.start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := loser.ReleaseAddress(t.Context(), small, twice); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loser.request(small, twice.String(), KindLease); err != nil || loser.Clashed(pool, twice) {
+		t.Errorf("%v, %+v", err, loser.Clashes())
 	}
 	if err := n.invariants(); err != nil {
 		t.Fatal(err)
@@ -350,4 +364,104 @@ func TestReservationUnderWay(t *testing.T) {
 	if err != nil || ans.Refusal != refusedSeeds || a.asked != asked {
 		t.Errorf("%+v, %v: asked under another seed", ans, err)
 	}
+}
+
+// refusedTwice is two clusters that met, with one address on both sides, whose
+// claim has been refused.
+func refusedTwice(t *testing.T) (n *net, winner, loser *host, twice netip.Addr) {
+	t.Helper()
+	n, hosts := apart(t, 1, 1)
+	winner, loser = winnerFirst(hosts[0], hosts[1])
+	twice = netip.MustParseAddr("10.40.0.3")
+	for _, h := range hosts {
+		if _, err := h.request(small, twice.String(), KindLease); err != nil {
+			t.Fatal(err)
+		}
+	}
+	meet(n)
+	n.partition(nil)
+	if err := n.sync(); err != nil {
+		t.Fatal(err)
+	}
+	loser.Settle(t.Context())
+	if !loser.clashing(twice) {
+		t.Fatal("no clash")
+	}
+	return n, winner, loser, twice
+}
+
+// TestRefusedClaimStands has the winner release an address between two claims
+// of the loser, whose container has it and is not announced: nobody else gets it.
+func TestRefusedClaimStands(t *testing.T) {
+	_, winner, loser, twice := refusedTwice(t)
+	if err := winner.ReleaseAddress(t.Context(), small, twice); err != nil {
+		t.Fatal(err)
+	}
+	for _, kind := range []Kind{KindLease, KindGateway} {
+		_, err := winner.request(small, twice.String(), kind)
+		want(t, err, ErrInUse, "host-"+string(loser.self))
+	}
+	for range 13 {
+		if got := winner.lease(t, small); got == twice {
+			t.Fatalf("%s is given to a third container", twice)
+		}
+	}
+	_, err := winner.request(small, "", KindLease)
+	want(t, err, ErrFull)
+	loser.Settle(t.Context())
+	if s := loser.Status()[0]; s.Unbacked != 0 || loser.clashing(twice) {
+		t.Errorf("%+v", s)
+	}
+}
+
+// TestRefusedClaimEnds has the loser release the address first, or die.
+func TestRefusedClaimEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, winner, loser, twice := refusedTwice(t)
+		if err := loser.ReleaseAddress(t.Context(), small, twice); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(claimLasts)
+		// Who asks by name has nothing yet, so that it was refused means nothing.
+		_, err := loser.request(small, twice.String(), KindLease)
+		want(t, err, ErrInUse)
+		n.partition(map[ring.Peer]int{loser.self: 1})
+		if err := winner.ReleaseAddress(t.Context(), small, twice); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := winner.request(small, twice.String(), KindLease); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestRefusedClaims has an owner remember the first of those who repeat theirs.
+func TestRefusedClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, hosts := newNet(t, "a", "b", "c")
+		a := hosts[0]
+		a.pool(t, small, "")
+		addr := a.lease(t, small)
+		p := a.pools[netip.MustParsePrefix(small)]
+		claim := func(by ring.Peer) verdict {
+			return a.serve(t.Context(), by, request{Op: opClaim, Held: true, Pool: p.prefix, Ring: p.chunk(), Addrs: []netip.Addr{addr}}).Verdicts[0]
+		}
+		for range 4 {
+			for _, by := range []ring.Peer{"b", "c"} {
+				if v := claim(by); v.Refusal != refusedLeased {
+					t.Errorf("%+v", v)
+				}
+			}
+			time.Sleep(settleEvery)
+		}
+		if err := a.ReleaseAddress(t.Context(), small, addr); err != nil {
+			t.Fatal(err)
+		}
+		if v := claim("c"); v != (verdict{refusedLeased, "b"}) {
+			t.Errorf("%+v", v)
+		}
+		if v := claim("b"); v != (verdict{}) {
+			t.Errorf("%+v", v)
+		}
+	})
 }

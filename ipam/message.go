@@ -34,6 +34,7 @@ type request struct {
 	Within   netip.Prefix `json:"within,omitzero"`
 	Addr     netip.Addr   `json:"addr,omitzero"`
 	Addrs    []netip.Addr `json:"addrs,omitempty"`
+	Held     bool         `json:"held,omitempty"`   // the asker's containers have Addrs already
 	Serial   uint64       `json:"serial,omitempty"` // of opReserve and opUnreserve: rises with each that a peer sends
 	Ballot   paxos.Ballot `json:"ballot,omitzero"`
 	Electors []ring.Peer  `json:"electors,omitempty"` // of opPrepare and opAccept: of whom the round needs a majority

@@ -68,6 +68,7 @@ type pool struct {
 	records   map[netip.Addr]record
 	reserved  map[netip.Addr]reservation
 	heard     map[ring.Peer]uint64        // the highest Serial of each peer that asked for reservations
+	refused   map[netip.Addr]refusedClaim // lost with a restart, and soon repeated
 	held      map[netip.Addr]ring.Peer    // by containers of removed peers; see held.go
 	wishes    map[netip.Addr]bool         // asked for by name, leased or not
 	free      space.Set                   // own and usable, neither recorded nor reserved
@@ -92,6 +93,7 @@ func newPool(prefix netip.Prefix) (*pool, error) {
 		records:  map[netip.Addr]record{},
 		reserved: map[netip.Addr]reservation{},
 		heard:    map[ring.Peer]uint64{},
+		refused:  map[netip.Addr]refusedClaim{},
 		held:     map[netip.Addr]ring.Peer{},
 		wishes:   map[netip.Addr]bool{},
 		cursors:  map[netip.Prefix]netip.Addr{},

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"weave/mesh/id"
 	"weave/mesh/state"
@@ -18,10 +17,6 @@ const kindGone = "gone"
 
 // bucketGone keeps the peers that this host said it of.
 const bucketGone = "gone"
-
-// NamedSegment is the prefix of the keys of segments that go by a name, not by
-// their subnet.
-const NamedSegment = "name:"
 
 // MarkGone tells all peers that the containers of a removed peer are gone, or
 // are announced under another ID now. It is on disk before it returns, and holds
@@ -100,25 +95,19 @@ func (x *index) setGone(p, by id.PeerID, gone bool) {
 
 func (x *index) isGone(p id.PeerID) bool { return len(x.gone[p]) > 0 }
 
-// gives tells whether endpoints of a segment may have addresses of a pool: it
-// goes by that subnet, or by a name, or by the IPv4 subnet beside an IPv6 one.
-func gives(pool netip.Prefix, segment string) bool {
-	return segment == pool.String() || strings.HasPrefix(segment, NamedSegment) || pool.Addr().Is6()
-}
-
-// HolderOf returns the other peer whose container has an address of a pool.
+// HolderOf returns the other peer whose container has an address of a pool, on
+// whatever segment.
 func (n *Node) HolderOf(pool netip.Prefix, addr netip.Addr) (id.PeerID, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	for key := range n.index.segments {
-		if !gives(pool, key) {
-			continue
-		}
-		if e, ok := n.index.holder(key, addr, n.cfg.Identity.ID); ok {
-			return e.Owner, true
-		}
+	var first *OwnedEndpoint
+	for _, p := range n.index.segments {
+		first = p.firstHolder(first, pool, addr, n.cfg.Identity.ID)
 	}
-	return id.PeerID{}, false
+	if first == nil {
+		return id.PeerID{}, false
+	}
+	return first.Owner, true
 }
 
 // HoldersIn returns the addresses of a pool that containers of other peers
@@ -126,18 +115,30 @@ func (n *Node) HolderOf(pool netip.Prefix, addr netip.Addr) (id.PeerID, bool) {
 func (n *Node) HoldersIn(pool netip.Prefix) map[netip.Addr]id.PeerID {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	out := map[netip.Addr]id.PeerID{}
-	for key, place := range n.index.segments {
-		if !gives(pool, key) {
-			continue
-		}
-		for addr := range place.holders {
-			if e, ok := n.index.holder(key, addr, n.cfg.Identity.ID); ok && pool.Contains(addr) {
-				out[addr] = e.Owner
+	all := map[netip.Addr]*OwnedEndpoint{}
+	for _, p := range n.index.segments {
+		for addr := range p.holders {
+			if first := p.firstHolder(all[addr], pool, addr, n.cfg.Identity.ID); first != nil {
+				all[addr] = first
 			}
 		}
 	}
+	out := make(map[netip.Addr]id.PeerID, len(all))
+	for addr, e := range all {
+		out[addr] = e.Owner
+	}
 	return out
+}
+
+// firstHolder returns the first in the order of Endpoints of those that have an
+// address of a pool: first, which may be nil, and those of the peers but one.
+func (p *place) firstHolder(first *OwnedEndpoint, pool netip.Prefix, addr netip.Addr, but id.PeerID) *OwnedEndpoint {
+	for _, e := range p.holders[addr] {
+		if e.Owner != but && e.Has(pool, addr) && (first == nil || compareEndpoints(*e, *first) < 0) {
+			first = e
+		}
+	}
+	return first
 }
 
 // ForgetPeer drops a peer that was removed from those that are remembered and

@@ -54,30 +54,41 @@ func TestGone(t *testing.T) {
 	await(t, "c to have heard of the new run", func() bool { return len(c.Free(pool)) == 0 })
 }
 
-// TestHolderOf: an address of a pool is found on the segment of that subnet, on
-// named ones, and beside an IPv4 subnet; never on another subnet's segment.
+// TestHolderOf: an address is of the pool that its endpoint tells, whatever the
+// segment is called; of any if it tells none.
 func TestHolderOf(t *testing.T) {
 	t.Parallel()
 	n, err := New(configure(t, "127.0.22.1"))
 	must(t, err)
 	t.Cleanup(func() { must(t, n.Close()) })
 	far := testIdentity(t).ID
-	for i, segment := range []string{"10.1.0.0/16", "10.2.0.0/16", NamedSegment + "blue"} {
+	for i, x := range []struct {
+		segment string
+		bits    []int
+	}{{"10.1.0.0/16", []int{16, 64}}, {"10.1.0.0/24", []int{24, 64}}, {"name:blue", []int{16, 48}}, {"name:red", []int{8, 64}}, {"name:old", nil}} {
 		e := web()
-		e.ID, e.Segment = segment, segment
+		e.ID, e.Segment, e.Bits = x.segment, x.segment, x.bits
 		e.Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 1, 0, byte(i)}), netip.AddrFrom16([16]byte{0xfd, 15: byte(i)})}
 		announce(t, n, far, e)
 	}
 	four, six := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("fd00::/64")
-	for a, want := range map[string]bool{"10.1.0.0": true, "10.1.0.1": false, "10.1.0.2": true, "10.1.0.3": false} {
-		if p, ok := n.HolderOf(four, addr(a)); ok != want || ok && p != far {
+	for a, want := range map[string]bool{
+		"10.1.0.0": true, "10.1.0.1": false, "10.1.0.2": true, "10.1.0.3": false, "10.1.0.4": true, "10.1.0.5": false,
+		"fd00::": true, "fd00::1": true, "fd00::2": false, "fd00::3": true, "fd00::4": true,
+	} {
+		pool := four
+		if addr(a).Is6() {
+			pool = six
+		}
+		p, ok := n.HolderOf(pool, addr(a))
+		if ok != want || ok && p != far {
 			t.Errorf("holder of %s: %v, %v", a, p, ok)
 		}
+		if listed := n.HoldersIn(pool)[addr(a)]; (listed == far) != want {
+			t.Errorf("holders: %s is listed: %v", a, listed)
+		}
 	}
-	if _, ok := n.HolderOf(six, addr("fd00::1")); !ok {
-		t.Error("an IPv6 address beside an IPv4 subnet is not found")
-	}
-	if got := n.HoldersIn(four); len(got) != 2 || got[addr("10.1.0.0")] != far || got[addr("10.1.0.2")] != far {
-		t.Errorf("holders: %v", got)
+	if got := len(n.HoldersIn(four)) + len(n.HoldersIn(six)); got != 3+4 {
+		t.Errorf("%d holders", got)
 	}
 }

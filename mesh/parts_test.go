@@ -187,9 +187,9 @@ func TestKnownIsBounded(t *testing.T) {
 }
 
 func TestDecodeEndpoint(t *testing.T) {
-	good := `{"segment":"s","mac":"02:00:00:00:00:01","addrs":["10.0.0.1","fd00::1"],"container":"web"}`
+	good := `{"segment":"s","mac":"02:00:00:00:00:01","addrs":["10.0.0.1","fd00::1"],"bits":[24,64],"container":"web"}`
 	e, err := decodeEndpoint("id", []byte(good))
-	want := Endpoint{"id", "s", MAC{2, 0, 0, 0, 0, 1}, []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}, "web"}
+	want := Endpoint{"id", "s", MAC{2, 0, 0, 0, 0, 1}, []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}, []int{24, 64}, "web"}
 	if err != nil || fmt.Sprint(e) != fmt.Sprint(want) {
 		t.Errorf("got %+v, %v", e, err)
 	}
@@ -207,6 +207,8 @@ func TestDecodeEndpoint(t *testing.T) {
 		"zone":              {`fd00::1`, `fe80::1%eth0`},
 		"too many":          {`"10.0.0.1"`, strings.Repeat(`"10.0.0.1",`, 8) + `"10.0.0.2"`},
 		"addresses no list": {`["10.0.0.1","fd00::1"]`, `7`},
+		"lengths too few":   {`24,`, ``},
+		"lengths too many":  {`24,`, `24,24,`},
 	} {
 		value := strings.Replace(good, change[0], change[1], 1)
 		if e, err := decodeEndpoint("id", []byte(value)); err == nil {

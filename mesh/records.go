@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"unicode"
 
@@ -32,7 +33,15 @@ type Endpoint struct {
 	Segment   string
 	MAC       MAC
 	Addrs     []netip.Addr // not to be changed
+	Bits      []int        // lengths of the subnets that Addrs are of, or none
 	Container string       // name, empty until it is known
+}
+
+// Has tells whether an address of a pool, which is a subnet, is the endpoint's.
+// Who does not tell the subnets of its addresses may have them of any.
+func (e Endpoint) Has(pool netip.Prefix, a netip.Addr) bool {
+	i := slices.Index(e.Addrs, a)
+	return i >= 0 && pool.Contains(a) && (len(e.Bits) == 0 || e.Bits[i] == pool.Bits())
 }
 
 // OwnedEndpoint is an endpoint and the peer that announced it.
@@ -46,6 +55,7 @@ type endpointRecord struct {
 	Segment   string       `json:"segment"`
 	MAC       string       `json:"mac"`
 	Addrs     []netip.Addr `json:"addrs"`
+	Bits      []int        `json:"bits,omitempty"`
 	Container string       `json:"container,omitempty"`
 }
 
@@ -57,7 +67,7 @@ const (
 
 // encode checks an endpoint as its receivers will.
 func (e Endpoint) encode() ([]byte, error) {
-	value := recordValue(endpointRecord{e.Segment, e.MAC.String(), e.Addrs, printable(e.Container, maxContainer)})
+	value := recordValue(endpointRecord{e.Segment, e.MAC.String(), e.Addrs, e.Bits, printable(e.Container, maxContainer)})
 	_, err := decodeEndpoint(e.ID, value)
 	return value, err
 }
@@ -78,8 +88,8 @@ func decodeEndpoint(key string, value []byte) (Endpoint, error) {
 	if key == "" || r.Segment == "" || len(r.Segment) > state.MaxKey {
 		return Endpoint{}, errors.New("endpoint record: no ID, or no segment")
 	}
-	if len(r.Addrs) > maxEndpointAddrs {
-		return Endpoint{}, fmt.Errorf("endpoint record: %d addresses", len(r.Addrs))
+	if len(r.Addrs) > maxEndpointAddrs || len(r.Bits) > 0 && len(r.Bits) != len(r.Addrs) {
+		return Endpoint{}, fmt.Errorf("endpoint record: %d addresses, %d lengths of subnets", len(r.Addrs), len(r.Bits))
 	}
 	for i, a := range r.Addrs {
 		if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
@@ -87,7 +97,7 @@ func decodeEndpoint(key string, value []byte) (Endpoint, error) {
 		}
 		r.Addrs[i] = a.Unmap()
 	}
-	return Endpoint{key, r.Segment, mac, r.Addrs, printable(r.Container, maxContainer)}, nil
+	return Endpoint{key, r.Segment, mac, r.Addrs, r.Bits, printable(r.Container, maxContainer)}, nil
 }
 
 // segmentRecord says that its owner has a network on the segment, and what it

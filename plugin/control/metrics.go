@@ -39,7 +39,7 @@ var (
 	descOwned     = describe("ipam_owned_addresses", "Addresses of a pool that this host owns.", "pool")
 	descLeased    = describe("ipam_leased_addresses", "Addresses of a pool that containers of this host have.", "pool")
 	descFree      = describe("ipam_free_addresses", "Addresses of a pool that this host can lease without asking.", "pool")
-	descClashes   = describe("ipam_clashes", "Addresses held here that another host's container has.", "pool")
+	descClashes   = describe("ipam_clashes", "Addresses held here that another host's container has, or had while the one here has not restarted.", "pool")
 )
 
 // Describe implements prometheus.Collector. It sends nothing: which metrics

@@ -41,13 +41,37 @@ func (f fabric) LeaveSegment(key string) error { return f.node.LeaveSegment(key)
 // container of another host, since two clusters merged, stays unannounced until
 // its container restarts.
 func (f fabric) Announce(e driver.Endpoint) error {
-	if clashes(f.allocator.Clashes(), e.Segment, e.Addrs) {
-		f.node.Withdraw(e.ID)
-		return nil
-	}
-	out := mesh.Endpoint{ID: e.ID, Segment: e.Segment, Addrs: e.Addrs, Container: e.Container}
+	return announce(f.node, f.allocator, announced(e))
+}
+
+func announced(e driver.Endpoint) mesh.Endpoint {
+	out := mesh.Endpoint{ID: e.ID, Segment: e.Segment, Container: e.Container}
 	copy(out.MAC[:], e.MAC)
-	return f.node.Announce(out)
+	for _, a := range e.Addrs {
+		out.Addrs, out.Bits = append(out.Addrs, a.Addr()), append(out.Bits, a.Bits())
+	}
+	return out
+}
+
+// What announce needs of the node and the allocator.
+type (
+	announcer interface {
+		Announce(e mesh.Endpoint) error
+		Withdraw(endpointID string)
+	}
+	clashList interface{ Clashes() []ipam.Clash }
+)
+
+// announce looks for a clash again afterwards: onClash may have looked for the
+// endpoint just before it was there.
+func announce(n announcer, l clashList, e mesh.Endpoint) error {
+	if !clashes(l.Clashes(), e) {
+		if err := n.Announce(e); err != nil || !clashes(l.Clashes(), e) {
+			return err
+		}
+	}
+	n.Withdraw(e.ID)
+	return nil
 }
 
 // Withdraw implements driver.Fabric.
@@ -104,10 +128,15 @@ func (p *pools) ReleasePool(ctx context.Context, poolID string) error {
 	return p.allocator.ReleasePool(ctx, poolID)
 }
 
+// callTime is for all that one call of Docker's asks of the allocator.
+const callTime = 9 * time.Second
+
 // RequestAddress implements dockerapi.IpamDriver. Docker does not say whether
 // an address is a container's or one that `--aux-address` keeps free; but the
 // latter it asks for before it creates the network.
 func (p *pools) RequestAddress(ctx context.Context, r dockerapi.RequestAddress) (netip.Prefix, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
 	kind := ipam.KindLease
 	switch {
 	case r.Gateway:

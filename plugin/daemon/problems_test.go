@@ -218,13 +218,17 @@ func TestEndpointsInOrder(t *testing.T) {
 func TestPoolStatus(t *testing.T) {
 	got := poolStatus(ipam.PoolStatus{
 		Pool: netip.MustParsePrefix("10.1.0.0/24"), Leases: 3, Free: 5, LeasesOff: "off", Pieces: "many",
-		Owners:    []ipam.OwnerStatus{{Peer: "p", Host: "left", Addresses: 100}, {Peer: "q", Host: "right", Addresses: 154}},
-		Conflicts: []ipam.Clash{{Addr: netip.MustParseAddr("10.1.0.9"), Host: "far", Kind: ipam.KindLease}, {Host: "far", Kind: ipam.KindGateway}},
+		Owners: []ipam.OwnerStatus{{Peer: "p", Host: "left", Addresses: 100}, {Peer: "q", Host: "right", Addresses: 154}},
+		Conflicts: []ipam.Clash{{Addr: netip.MustParseAddr("10.1.0.9"), Host: "far", Kind: ipam.KindLease}, {Host: "far", Kind: ipam.KindGateway},
+			{Host: "far", Kind: ipam.KindLease, Over: true}},
 	}, "q", map[netip.Prefix]string{netip.MustParsePrefix("10.1.0.9/24"): "web"})
 	if !strings.Contains(got.Conflicts[0], "web") || !strings.Contains(got.Conflicts[0], "far") {
 		t.Errorf("%q", got.Conflicts)
 	}
-	if got.Size != 256 || got.Owned != 154 || got.Leased != 3 || got.Free != 5 || len(got.Owners) != 2 || len(got.Conflicts) != 2 || !slices.Equal(got.Trouble, []string{"off", "many"}) {
+	if c := got.Conflicts[2]; !strings.Contains(c, "was that of") || !strings.Contains(c, "until it restarts") {
+		t.Errorf("%q", c)
+	}
+	if got.Size != 256 || got.Owned != 154 || got.Leased != 3 || got.Free != 5 || len(got.Owners) != 2 || len(got.Conflicts) != 4 || !slices.Equal(got.Trouble, []string{"off", "many"}) {
 		t.Errorf("%+v", got)
 	}
 	for prefix, want := range map[string]uint64{"10.0.0.0/8": 1 << 24, "10.0.0.1/32": 1, "fd00::/64": ^uint64(0), "fd00::/65": 1 << 63, "::/0": ^uint64(0)} {

@@ -135,23 +135,16 @@ func (p *parts) forgetRemoved() error {
 // container here belongs to one of another host.
 func (p *parts) onClash(pool netip.Prefix, addr netip.Addr) {
 	for _, e := range p.node.Endpoints() {
-		if e.Owner == p.identity.ID && ofPool(e.Segment, pool) && slices.Contains(e.Addrs, addr) {
+		if e.Owner == p.identity.ID && e.Has(pool, addr) {
 			p.node.Withdraw(e.ID)
 		}
 	}
 }
 
-// clashes tells whether an endpoint on a segment has an address that belongs to
-// a container of another host.
-func clashes(list []ipam.Clash, segment string, addrs []netip.Addr) bool {
-	return slices.ContainsFunc(list, func(c ipam.Clash) bool {
-		return c.Kind == ipam.KindLease && ofPool(segment, c.Pool) && slices.Contains(addrs, c.Addr)
-	})
-}
-
-// ofPool tells whether endpoints of a segment may have addresses of a pool.
-func ofPool(segment string, pool netip.Prefix) bool {
-	return segment == pool.String() || pool.Addr().Is6() || strings.HasPrefix(segment, mesh.NamedSegment)
+// clashes tells whether an endpoint has an address that belongs to a container
+// of another host.
+func clashes(list []ipam.Clash, e mesh.Endpoint) bool {
+	return slices.ContainsFunc(list, func(c ipam.Clash) bool { return c.Kind == ipam.KindLease && e.Has(c.Pool, c.Addr) })
 }
 
 // held is the table of endpoints as the allocator sees it: whose container has

@@ -217,6 +217,9 @@ func clashText(c ipam.Clash, container string) string {
 	if container == "" {
 		container = "the container here"
 	}
+	if c.Over {
+		return fmt.Sprintf("address %s of %s was that of a container on host %s, too, since two clusters met: other hosts do not see it until it restarts", c.Addr, container, c.Host)
+	}
 	return fmt.Sprintf("address %s of %s is that of a container on host %s, since two clusters met: other hosts do not see it until it restarts", c.Addr, container, c.Host)
 }
 

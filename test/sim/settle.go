@@ -293,7 +293,9 @@ func (w *world) reported() error {
 func (p *process) reported(silent map[key]int) error {
 	clashes := map[key]bool{}
 	for _, c := range p.alloc.Clashes() {
-		clashes[key{c.Pool, c.Addr}] = true
+		if !c.Over {
+			clashes[key{c.Pool, c.Addr}] = true
+		}
 	}
 	w, d := p.w, p.host.docker
 	w.mu.Lock()
