@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -20,12 +21,16 @@ const (
 	maxBackoff   = time.Second
 )
 
+// errGrown ends a round whose electors were not all: the next one has more.
+var errGrown = errorf(ErrNoAgreement, "hosts are still getting to know each other; try again")
+
 // electorate is whom a round of agreement asks. It is read anew for each round.
 type electorate struct {
-	others []ring.Peer        // known peers but this one; removed ones excepted
+	all    []ring.Peer        // every peer heard of, this one and removed ones too
+	others []ring.Peer        // those of all that count, but this one
 	alive  map[ring.Peer]bool // those of others that should answer
 	unmet  []string
-	quorum int // majority of all known and unmet peers
+	quorum int // majority of all that count, this one and the unmet
 }
 
 // size is the number of hosts of which quorum is a majority.
@@ -34,14 +39,12 @@ func (e electorate) size() int { return 1 + len(e.others) + len(e.unmet) }
 // electorate leaves out a peer that is to be removed.
 func (a *Allocator) electorate(leaving ring.Peer, unmet []string) electorate {
 	e := electorate{alive: map[ring.Peer]bool{}, unmet: unmet}
-	known, alive := a.cfg.Cluster.Known(), a.cfg.Cluster.Alive()
+	met, alive := a.met(), a.cfg.Cluster.Alive()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	counts := func(p ring.Peer) bool {
-		_, gone := a.removed[p]
-		return !gone && p != a.cfg.Self && p != leaving
-	}
-	for _, p := range slices.Concat(known, alive) {
+	counts := func(p ring.Peer) bool { return !a.isRemoved(p) && p != a.cfg.Self && p != leaving }
+	e.all = union(met, a.electors)
+	for _, p := range e.all {
 		if counts(p) {
 			e.others = append(e.others, p)
 		}
@@ -51,10 +54,32 @@ func (a *Allocator) electorate(leaving ring.Peer, unmet []string) electorate {
 			e.alive[p] = true
 		}
 	}
-	slices.Sort(e.others)
-	e.others = slices.Compact(e.others)
 	e.quorum = e.size()/2 + 1
 	return e
+}
+
+// met are all peers that the Cluster knows, and this one. a.mu is not held.
+func (a *Allocator) met() []ring.Peer {
+	return slices.Concat(a.cfg.Cluster.Known(), a.cfg.Cluster.Alive(), []ring.Peer{a.cfg.Self})
+}
+
+// union is sorted.
+func union(x, y []ring.Peer) []ring.Peer {
+	all := slices.Concat(x, y)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// leftOut are those whom this peer has heard of, removed ones excepted, but who
+// are not among electors. a.mu is held.
+func (a *Allocator) leftOut(met, electors []ring.Peer) (more []ring.Peer) {
+	electors = union(electors, nil)
+	for _, p := range union(met, a.electors) {
+		if _, found := slices.BinarySearch(electors, p); !found && !a.isRemoved(p) {
+			more = append(more, p)
+		}
+	}
+	return more
 }
 
 // decree is one question that peers agree upon.
@@ -84,6 +109,9 @@ func (a *Allocator) agree(ctx context.Context, d decree) (mine bool, err error) 
 		if n <= maxBallot { // else made up by somebody
 			highest = max(highest, n)
 		}
+		if errors.Is(err, errGrown) && ctx.Err() == nil {
+			continue
+		}
 		if !errors.Is(err, ErrNoAgreement) || !pause(ctx, jitter(backoff)) {
 			return false, err
 		}
@@ -98,13 +126,13 @@ func (a *Allocator) agree(ctx context.Context, d decree) (mine bool, err error) 
 func (a *Allocator) round(ctx context.Context, d decree, seen uint64) (mine bool, highest uint64, err error) {
 	e := d.electorate()
 	own := d.propose(e)
-	ballot, promise, err := a.begin(d.key, seen)
+	ballot, promise, err := a.begin(d.key, seen, e.all)
 	if err != nil {
 		return false, seen, err
 	}
 	r := paxos.NewRound(ballot, e.quorum, own)
 	r.Promise(string(a.cfg.Self), promise)
-	silent, err := a.askAll(ctx, d, e, request{Op: opPrepare, Ballot: ballot}, func(from ring.Peer, ans answer) bool {
+	silent, err := a.askAll(ctx, d, e, request{Op: opPrepare, Ballot: ballot, Electors: e.all}, func(from ring.Peer, ans answer) bool {
 		if ans.Promise != nil {
 			r.Promise(string(from), *ans.Promise)
 		}
@@ -118,12 +146,13 @@ func (a *Allocator) round(ctx context.Context, d decree, seen uint64) (mine bool
 	if !ready {
 		return false, r.Highest().N, d.disagree(e, silent)
 	}
+	accept := request{Op: opAccept, Ballot: ballot, Value: value, Electors: e.all}
 	// This peer's own vote may bring the outcome, too.
-	if vote, err := d.ask(ctx, a.cfg.Self, request{Op: opAccept, Ballot: ballot, Value: value}); err == nil && vote.Vote != nil {
+	if vote, err := d.ask(ctx, a.cfg.Self, accept); err == nil && vote.Vote != nil {
 		r.Vote(string(a.cfg.Self), *vote.Vote)
 	}
 	if !r.Decided() {
-		silent, err = a.askAll(ctx, d, e, request{Op: opAccept, Ballot: ballot, Value: value}, func(from ring.Peer, ans answer) bool {
+		silent, err = a.askAll(ctx, d, e, accept, func(from ring.Peer, ans answer) bool {
 			if ans.Vote != nil {
 				r.Vote(string(from), *ans.Vote)
 			}
@@ -142,19 +171,19 @@ func (a *Allocator) round(ctx context.Context, d decree, seen uint64) (mine bool
 
 // begin draws a ballot that this peer never used and has its own acceptor
 // promise it before anybody else hears of it.
-func (a *Allocator) begin(key string, seen uint64) (paxos.Ballot, paxos.Promise, error) {
+func (a *Allocator) begin(key string, seen uint64, electors []ring.Peer) (paxos.Ballot, paxos.Promise, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	state := a.acceptors[key]
+	state := a.acceptor(key)
 	ballot := paxos.Ballot{N: max(seen, state.Promised.N) + 1, Peer: string(a.cfg.Self)}
 	next, promise := state.Prepare(ballot)
-	return ballot, promise, a.saveAcceptor(key, next)
+	return ballot, promise, a.saveAcceptor(key, next, electors)
 }
 
 // askAll sends a request to all others and hands their answers to take, which
 // says whether they suffice. It waits for those alive even so: one of them may
 // know the outcome already. It names the peers that gave no answer; an error is
-// an answer that ends the matter.
+// an answer that ends the matter, or the round.
 func (a *Allocator) askAll(ctx context.Context, d decree, e electorate, req request, take func(ring.Peer, answer) (enough bool)) (silent []string, err error) {
 	type reply struct {
 		from ring.Peer
@@ -184,8 +213,13 @@ func (a *Allocator) askAll(ctx context.Context, d decree, e electorate, req requ
 			err = ErrRemoved
 		case r.Refusal == refusedAlive:
 			err = fmt.Errorf("%w: host %s still reaches it", ErrAlive, a.name(r.from))
-		case r.err != nil || r.Refusal == refusedFailed:
+		case r.err != nil || r.Refusal == refusedFailed || checkElectors(r.Electors) != nil:
 			silent = append(silent, a.name(r.from))
+		case len(r.Electors) > 0:
+			grown, failed := a.heardOf(r.Electors)
+			if err = cmp.Or(err, failed); grown {
+				err = cmp.Or(err, errGrown)
+			}
 		default:
 			enough = take(r.from, r.answer)
 		}
@@ -194,12 +228,24 @@ func (a *Allocator) askAll(ctx context.Context, d decree, e electorate, req requ
 	return silent, err
 }
 
+// heardOf notes electors that an acceptor has named.
+func (a *Allocator) heardOf(more []ring.Peer) (grown bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	before := len(a.electors)
+	err = a.saveElectors(more)
+	return len(a.electors) > before, err
+}
+
 // vote is the acceptor. valid says whether it may vote for a value. a.mu is held.
 func (a *Allocator) vote(key string, from ring.Peer, req request, valid func(value []byte) error) answer {
 	if req.Ballot.Peer != string(from) || req.Ballot.N == 0 || req.Ballot.N > maxBallot {
 		return failed(fmt.Errorf("ballot %d of %q: %w", req.Ballot.N, req.Ballot.Peer, ErrInvalid))
 	}
-	state := a.acceptors[key]
+	if more := a.leftOut(req.met, req.Electors); len(more) > 0 {
+		return answer{Electors: more}
+	}
+	state := a.acceptor(key)
 	var next paxos.State
 	var ans answer
 	if req.Op == opPrepare {
@@ -215,7 +261,7 @@ func (a *Allocator) vote(key string, from ring.Peer, req request, valid func(val
 	if ans.Vote != nil && !ans.Vote.OK || ans.Promise != nil && !ans.Promise.OK {
 		return ans
 	}
-	if err := a.saveAcceptor(key, next); err != nil {
+	if err := a.saveAcceptor(key, next, req.Electors); err != nil {
 		return failed(err)
 	}
 	return ans

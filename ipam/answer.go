@@ -13,9 +13,10 @@ import (
 
 // Bounds on what peers may make this one remember.
 const (
-	maxHolders = 1 << 12
-	maxBallot  = 1 << 62
-	maxSerial  = 1 << 62
+	maxHolders  = 1 << 12
+	maxBallot   = 1 << 62
+	maxSerial   = 1 << 62
+	maxElectors = 1 << 14
 )
 
 // Answer serves a request of another peer's Allocator. The error is for bytes
@@ -35,6 +36,9 @@ func (a *Allocator) Answer(ctx context.Context, from ring.Peer, b []byte) ([]byt
 }
 
 func (r request) check() error {
+	if err := checkElectors(r.Electors); err != nil {
+		return err
+	}
 	switch {
 	case r.Decree != nil:
 		return r.Decree.check()
@@ -48,6 +52,18 @@ func (r request) check() error {
 	return checkPrefix(r.Pool)
 }
 
+func checkElectors(electors []ring.Peer) error {
+	if len(electors) > maxElectors {
+		return fmt.Errorf("%d electors: %w", len(electors), ErrInvalid)
+	}
+	for _, p := range electors {
+		if p == "" || len(p) > maxName {
+			return fmt.Errorf("elector %q: %w", p, ErrInvalid)
+		}
+	}
+	return nil
+}
+
 // serve learns what the request tells, and does what it asks.
 func (a *Allocator) serve(ctx context.Context, from ring.Peer, req request) answer {
 	if from != a.cfg.Self {
@@ -58,6 +74,9 @@ func (a *Allocator) serve(ctx context.Context, from ring.Peer, req request) answ
 		if err := a.learn(from, g); err != nil {
 			return failed(err)
 		}
+	}
+	if req.Op == opPrepare || req.Op == opAccept {
+		req.met = a.met()
 	}
 	switch {
 	case req.Op == opRings:
@@ -114,7 +133,7 @@ func (a *Allocator) serveLocked(p *pool, from ring.Peer, req request, held map[n
 	case a.isRemoved(from):
 		return answer{Refusal: refusedRemoved, Removed: removed{from: a.removed[from]}}
 	case a.mayLease() != nil:
-		return failed(fmt.Errorf("host %s was removed", a.cfg.Self))
+		return failed(fmt.Errorf("host %s: %w", a.cfg.Self, a.mayLease()))
 	case (req.Op == opPrepare || req.Op == opAccept) && p.ring != nil:
 		return answer{} // the ring is the answer
 	case req.Op == opPrepare || req.Op == opAccept:
@@ -273,7 +292,7 @@ func (a *Allocator) serveRemoval(from ring.Peer, req request) answer {
 	case a.isRemoved(from):
 		return answer{Refusal: refusedRemoved, Removed: removed{from: a.removed[from]}}
 	case a.mayLease() != nil:
-		return failed(fmt.Errorf("host %s was removed", a.cfg.Self))
+		return failed(fmt.Errorf("host %s: %w", a.cfg.Self, a.mayLease()))
 	case req.Op != opPrepare && req.Op != opAccept:
 		return failed(fmt.Errorf("request %q: %w", req.Op, ErrInvalid))
 	case i.Round >= r.Round:

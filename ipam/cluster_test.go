@@ -92,6 +92,7 @@ type net struct {
 	part      map[ring.Peer]int // hosts reach each other within one part
 	loseReply func() bool       // the request is served, the answer lost
 	loseCast  func() bool
+	tidy      int                               // tokens that a ring may have untidied; 0: as usual
 	table     map[netip.Addr]map[ring.Peer]bool // whose containers have announced an address; nil: nobody tells
 	gone      map[ring.Peer]bool                // whose containers are known to be gone
 }
@@ -158,6 +159,9 @@ func (h *host) start() error {
 	})
 	if err != nil {
 		return err
+	}
+	if h.net.tidy > 0 {
+		a.tidyTokens, a.scarceTokens = h.net.tidy, 2*h.net.tidy
 	}
 	h.net.mu.Lock()
 	h.removed = 0 // it will be told again

@@ -17,6 +17,7 @@ var (
 	ErrCorrupt     = errors.New("stored state is corrupt")
 	ErrUnknownPeer = errors.New("unknown peer")
 	ErrAlive       = errors.New("peer is alive")
+	ErrStale       = errors.New("disk is older than what others know")
 	ErrRemoved     = errors.New("this host was removed with `weave rmpeer` and is re-joining as a new one; try again in a moment")
 )
 

@@ -121,6 +121,7 @@ func (a *Allocator) learn(from ring.Peer, g gossip) error {
 			err = a.merge(p, rings, c)
 		}
 		if err != nil {
+			a.checkStale(c.Pool, from, err)
 			errs = append(errs, fmt.Errorf("from host %s: %w", host, err))
 		}
 	}

@@ -14,18 +14,17 @@ import (
 func TestGapIsPulled(t *testing.T) {
 	n, hosts := newNet(t, "a", "b", "c")
 	a, b, c := hosts[0], hosts[1], hosts[2]
+	n.partition(map[ring.Peer]int{"c": 1})
 	a.pool(t, small, "")
+	n.partition(nil)
 	n.lose(never, func() bool { return true })
-	if _, err := a.request(small, "10.40.0.8", KindLease); err != nil { // of b: c does not hear of it
-		t.Fatal(err)
-	}
 	b.mu.Lock()
-	_, late, err := b.pools[netip.MustParsePrefix(small)].ring.Give("b", rangeOf("10.40.0.7"), "a")
+	_, change, err := b.pools[netip.MustParsePrefix(small)].ring.Give("b", rangeOf("10.40.0.9"), "a")
 	b.mu.Unlock()
 	if err != nil {
 		t.Fatal(err)
 	}
-	want(t, c.Merge("b", encode(gossip{Rings: []ring.Chunk{late}})), ring.ErrGap, small)
+	want(t, c.Merge("b", encode(gossip{Rings: []ring.Chunk{change}})), ring.ErrGap, "ring")
 	if c.Missing(c.Digest()) != nil || b.Missing(c.Digest()) == nil {
 		t.Error("digests do not tell who misses something")
 	}
@@ -116,7 +115,7 @@ func TestAnswerRefuses(t *testing.T) {
 		{"sub-pool elsewhere", request{Op: opSpace, Pool: pool, Ring: chunk, Within: other}, refusedFailed},
 		{"ballot of another", request{Op: opPrepare, Pool: other, Ballot: paxos.Ballot{N: 1, Peer: "c"}}, refusedFailed},
 		{"ballot 0", request{Op: opPrepare, Pool: other, Ballot: paxos.Ballot{Peer: "b"}}, refusedFailed},
-		{"value is no list", request{Op: opAccept, Pool: other, Ballot: paxos.Ballot{N: 1, Peer: "b"}, Value: []byte(`{}`)}, refusedFailed},
+		{"value is no list", request{Op: opAccept, Pool: other, Electors: []ring.Peer{"a", "b"}, Ballot: paxos.Ballot{N: 1, Peer: "b"}, Value: []byte(`{}`)}, refusedFailed},
 	}
 	for _, test := range tests {
 		b, err := a.Answer(t.Context(), "b", encode(test.req))
@@ -139,7 +138,8 @@ func FuzzAnswer(f *testing.F) {
 	for _, o := range []op{opSpace, opClaim, opReserve, opUnreserve, opPrepare, opAccept} {
 		f.Add(encode(request{Op: o, Pool: pool, Ring: chunk, Addr: netip.MustParseAddr("10.40.0.5"), Addrs: []netip.Addr{netip.MustParseAddr("10.40.0.5")}, Serial: 1, Ballot: paxos.Ballot{N: 3, Peer: "b"}}))
 	}
-	f.Add(encode(request{Op: opPrepare, Decree: &removal{"c", 1}, Ballot: paxos.Ballot{N: 3, Peer: "b"}}))
+	f.Add(encode(request{Op: opPrepare, Pool: netip.MustParsePrefix("10.41.0.0/24"), Electors: []ring.Peer{"a", "b", "c"}, Ballot: paxos.Ballot{N: 3, Peer: "b"}}))
+	f.Add(encode(request{Op: opPrepare, Decree: &removal{"c", 1}, Electors: []ring.Peer{"a", "b"}, Ballot: paxos.Ballot{N: 3, Peer: "b"}}))
 	f.Add(encode(gossip{Removed: removed{"b": {"c", 1}}}))
 	f.Add([]byte(`{"op":"claim"}`))
 	f.Add(encode(gossip{Rings: []ring.Chunk{*chunk}}))
@@ -149,7 +149,7 @@ func FuzzAnswer(f *testing.F) {
 		_, _ = h.Answer(context.Background(), "b", b)
 		_ = h.Merge("b", b)
 		_ = h.Missing(b)
-		if len(h.Leases()) != leases || len(h.Removed()) > maxRemoved {
+		if len(h.Leases()) != leases || len(h.Removed()) > maxRemoved || checkElectors(h.electors) != nil {
 			t.Fatal("a peer changed our leases")
 		}
 		h.mu.Lock()
@@ -165,7 +165,7 @@ func TestPromiseNeedsTheDisk(t *testing.T) {
 	_, hosts := newNet(t, "a", "b")
 	b := hosts[1]
 	b.disk.failAfter(0)
-	req := request{Op: opPrepare, Pool: netip.MustParsePrefix(small), Ballot: paxos.Ballot{N: 1, Peer: "a"}}
+	req := request{Op: opPrepare, Pool: netip.MustParsePrefix(small), Electors: []ring.Peer{"a", "b"}, Ballot: paxos.Ballot{N: 1, Peer: "a"}}
 	if ans := b.serve(t.Context(), "a", req); ans.Refusal != refusedFailed || ans.Promise != nil || len(b.pools) != 0 {
 		t.Errorf("%+v, %d pools", ans, len(b.pools))
 	}

@@ -19,6 +19,20 @@
 // gone (RemovePeer) go to one heir, on which the others agree, once all of them
 // have told it what they were given.
 //
+// Hosts that join do not all know the same peers, and majorities of different
+// sets need not meet. So a round of Paxos names its electors, all peers that its
+// proposer has heard of, and needs a majority of them. An acceptor neither
+// promises nor votes if it has heard of more, but names them, and the round
+// begins anew with them; else it keeps the electors, on disk with its promise.
+// Let Q be the majority of electors E that voted for a value, and Q' that of E'
+// which promised a later ballot. They share an acceptor, so the value stands, if
+// E = E', or if one is the other and one peer more. If they share none, then E
+// and E' differ by two peers or more, nobody in Q had heard of those beyond E,
+// and none of Q took part in the later round: a few hosts, cut off from the rest,
+// let in more than they were, or two groups never heard of each other and lost
+// whom both had met. Those are clusters apart, and merge as such; so does a host
+// that has met nobody and is told of nobody: it is its own majority.
+//
 // The package does not talk to Docker or the network, does not decide that a
 // peer is gone, and does not stop or move a container.
 package ipam
@@ -112,9 +126,13 @@ const (
 
 // Allocator is the IPAM of one peer. All methods are safe for concurrent use.
 type Allocator struct {
-	cfg        Config
-	patience   time.Duration
-	askTimeout time.Duration
+	cfg          Config
+	patience     time.Duration
+	askTimeout   time.Duration
+	tidyTokens   int
+	scarceTokens int
+	manyTokens   int
+	tidyDecrees  int
 
 	wakeup   chan struct{} // there is work for Run
 	removing chan struct{} // holds one token; taken while peers agree on an heir
@@ -126,7 +144,10 @@ type Allocator struct {
 	pools     map[netip.Prefix]*pool
 	handles   map[string]handle
 	acceptors map[string]paxos.State // by decree
+	floor     uint64                 // of the ballots of all others
+	electors  []ring.Peer            // of all rounds that this peer ever had part in; sorted
 	removed   removed
+	stale     *stale // nil unless this peer's disk is too old
 	serial    uint64 // the last Serial that was used; up to serials may be, without another write
 	serials   uint64
 	told      map[ring.Peer]bool                    // heirs' work: who has told its rings since the last removal
@@ -156,16 +177,17 @@ func New(cfg Config) (*Allocator, error) {
 		cfg:        cfg,
 		patience:   patience,
 		askTimeout: askTimeout,
-		pools:      map[netip.Prefix]*pool{},
-		handles:    map[string]handle{},
-		acceptors:  map[string]paxos.State{},
-		removed:    removed{},
-		told:       map[ring.Peer]bool{},
-		inherited:  map[ring.Peer]map[netip.Prefix]uint64{},
-		wakeup:     make(chan struct{}, 1),
-		removing:   make(chan struct{}, 1),
-		picked:     map[netip.Prefix]bool{},
-		changed:    map[netip.Prefix]bool{},
+		tidyTokens: tidyTokens, scarceTokens: scarceTokens, manyTokens: manyTokens, tidyDecrees: tidyDecrees,
+		pools:     map[netip.Prefix]*pool{},
+		handles:   map[string]handle{},
+		acceptors: map[string]paxos.State{},
+		removed:   removed{},
+		told:      map[ring.Peer]bool{},
+		inherited: map[ring.Peer]map[netip.Prefix]uint64{},
+		wakeup:    make(chan struct{}, 1),
+		removing:  make(chan struct{}, 1),
+		picked:    map[netip.Prefix]bool{},
+		changed:   map[netip.Prefix]bool{},
 	}
 	if err := a.load(); err != nil {
 		return nil, err
@@ -195,8 +217,8 @@ func (a *Allocator) Run(ctx context.Context) error {
 }
 
 // Settle does once what Run does again and again: it takes over what this peer
-// inherits, claims unbacked leases, and brings reservations of shared addresses
-// into line with their owners.
+// inherits, claims unbacked leases, brings reservations of shared addresses into
+// line with their owners, and tidies rings.
 func (a *Allocator) Settle(ctx context.Context) {
 	a.flush()
 	for _, err := range []error{a.adoptOrphans(ctx), a.takeOver(ctx)} {
@@ -210,6 +232,9 @@ func (a *Allocator) Settle(ctx context.Context) {
 	a.claimAll(ctx)
 	for _, p := range a.allPools() {
 		a.settleSoon(ctx, p)
+		if err := a.tidy(p); err != nil {
+			a.cfg.Log.WithError(err).WithField("pool", p.prefix).Warn("the ring of a pool is not tidied")
+		}
 	}
 }
 
@@ -227,10 +252,13 @@ func (a *Allocator) allPools() []*pool {
 	return a.sorted()
 }
 
-// mayLease refuses once this peer is removed. a.mu is held.
+// mayLease refuses once this peer is removed, or its disk too old. a.mu is held.
 func (a *Allocator) mayLease() error {
-	if a.isRemoved(a.cfg.Self) {
+	switch {
+	case a.isRemoved(a.cfg.Self):
 		return ErrRemoved
+	case a.stale != nil:
+		return a.stale.err()
 	}
 	return nil
 }
@@ -279,7 +307,7 @@ func (n news) empty() bool { return len(n.deltas)+len(n.free)+len(n.clashes) == 
 // takeNews is what has not been told. a.mu is held.
 func (a *Allocator) takeNews() news {
 	n := news{deltas: a.deltas, clashes: a.clashes, free: map[netip.Prefix]uint64{}}
-	n.removed = a.mayLease() != nil && !a.farewell
+	n.removed = a.isRemoved(a.cfg.Self) && !a.farewell
 	for prefix := range a.changed {
 		if count, changed := a.pools[prefix].unpublished(); changed {
 			n.free[prefix] = count

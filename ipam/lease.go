@@ -88,7 +88,7 @@ func (a *Allocator) leaseAny(ctx context.Context, p *pool, h handle) (netip.Addr
 	if !errors.Is(err, ErrFull) {
 		return addr, err
 	}
-	pass, err := p.take(ctx)
+	pass, err := a.take(ctx, p)
 	if err != nil {
 		return netip.Addr{}, err
 	}
@@ -116,6 +116,9 @@ func (a *Allocator) leaseAny(ctx context.Context, p *pool, h handle) (netip.Addr
 		case ans.Refusal != "" && ans.Refusal != refusedSeeds:
 			a.cfg.Log.WithError(a.refused(owner, ans.Refusal, "", ans.Detail)).WithField("pool", p.prefix).Warn("no space from a peer")
 			silent, asks[owner] = append(silent, owner), maxAsks
+		}
+		if len(silent) > 0 {
+			a.noteStuck(p, a.full(p, h, silent))
 		}
 	}
 }

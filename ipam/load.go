@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"weave/ipam/paxos"
 	"weave/ipam/ring"
 )
 
@@ -88,10 +87,13 @@ func (a *Allocator) loadRing(key string, value []byte) error {
 }
 
 func (a *Allocator) loadSelf(key string, value []byte) error {
-	if key == keySerials { // those of the last run may have been used, all of them
+	switch key {
+	case keySerials: // those of the last run may have been used, all of them
 		err := json.Unmarshal(value, &a.serials)
 		a.serial = a.serials
 		return err
+	case keyStale:
+		return a.loadStale(value)
 	}
 	var stored identity
 	if err := json.Unmarshal(value, &stored); err != nil {
@@ -126,7 +128,7 @@ func (a *Allocator) rename() error {
 		}
 		a.lost = nil
 	}
-	if err := a.cfg.Store.Apply(bucketSelf, map[string][]byte{keySelf: encode(next)}); err != nil {
+	if err := a.cfg.Store.Apply(bucketSelf, map[string][]byte{keySelf: encode(next), keyStale: nil}); err != nil {
 		return fmt.Errorf("store the name of this peer: %w", err)
 	}
 	a.stored = next
@@ -140,23 +142,6 @@ func (a *Allocator) loadRemoved(key string, value []byte) error {
 	}
 	a.removed[ring.Peer(key)] = i
 	return i.check(ring.Peer(key), i.Round)
-}
-
-// loadAcceptor checks no value of a removal: it is checked when it is decided.
-func (a *Allocator) loadAcceptor(key string, value []byte) error {
-	var state paxos.State
-	if err := json.Unmarshal(value, &state); err != nil {
-		return err
-	}
-	a.acceptors[key] = state
-	if strings.HasPrefix(key, removalKey) {
-		return nil
-	}
-	p, err := a.loadPool(key)
-	if err == nil && state.Value != nil {
-		_, err = decodeFounding(p.prefix, state.Value)
-	}
-	return err
 }
 
 // loadReservation passes over those that this peer had before it was removed:

@@ -141,6 +141,11 @@ func (m *machine) split(t *rapid.T) {
 
 func (m *machine) heal(*rapid.T) { m.net.partition(nil) }
 
+func (m *machine) settle(t *rapid.T) {
+	m.coins(t)
+	m.host(t).Settle(t.Context())
+}
+
 func (m *machine) check(t *rapid.T) {
 	if err := m.net.invariants(); err != nil {
 		t.Fatal(err)
@@ -197,14 +202,16 @@ func TestMachine(t *testing.T) {
 		peers := []ring.Peer{"a", "b", "c", "d", "e"}[:rapid.IntRange(2, 5).Draw(rt, "hosts")]
 		n, hosts := newNet(t, peers...)
 		m := &machine{net: n, hosts: hosts, leases: map[netip.Addr]*host{}, shared: map[leased]int{}}
+		n.tidy = rapid.IntRange(1, 8).Draw(rt, "tidy")
 		for _, h := range hosts {
 			h.pool(t, small, "")
+			h.tidyTokens, h.scarceTokens = n.tidy, 2*n.tidy
 		}
 		n.lose(m.flip, m.flip)
 		rt.Repeat(map[string]func(*rapid.T){
 			"lease": m.lease, "lease more": m.lease, "claim": m.claim, "release": m.release,
 			"reserve": m.reserve, "unreserve": m.unreserve, "crash": m.crash, "full disk": m.fill,
-			"split": m.split, "heal": m.heal, "": m.check,
+			"split": m.split, "heal": m.heal, "settle": m.settle, "": m.check,
 		})
 		m.settled(rt)
 	})

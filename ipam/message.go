@@ -28,21 +28,23 @@ const (
 // answerer to learn, to see whether an earlier gift has been lost on the way,
 // and because what is asked under one seed may not be done under another.
 type request struct {
-	Op      op           `json:"op"`
-	Pool    netip.Prefix `json:"pool,omitzero"`
-	Ring    *ring.Chunk  `json:"ring,omitempty"`
-	Within  netip.Prefix `json:"within,omitzero"`
-	Addr    netip.Addr   `json:"addr,omitzero"`
-	Addrs   []netip.Addr `json:"addrs,omitempty"`
-	Held    bool         `json:"held,omitempty"`   // the asker's containers have Addrs already
-	Serial  uint64       `json:"serial,omitempty"` // of opReserve and opUnreserve: rises with each that a peer sends
-	Ballot  paxos.Ballot `json:"ballot,omitzero"`
-	Value   []byte       `json:"value,omitempty"`
-	Decree  *removal     `json:"decree,omitempty"`  // what opPrepare and opAccept are about, if not a pool
-	Former  []ring.Peer  `json:"former,omitempty"`  // whom the asker was before it was removed
-	Removed removed      `json:"removed,omitempty"` // what the answerer must know to understand
-	Digest  []byte       `json:"digest,omitempty"`
-	pinned  *ring.SeedID // the only seed under which this may be asked
+	Op       op           `json:"op"`
+	Pool     netip.Prefix `json:"pool,omitzero"`
+	Ring     *ring.Chunk  `json:"ring,omitempty"`
+	Within   netip.Prefix `json:"within,omitzero"`
+	Addr     netip.Addr   `json:"addr,omitzero"`
+	Addrs    []netip.Addr `json:"addrs,omitempty"`
+	Held     bool         `json:"held,omitempty"`   // the asker's containers have Addrs already
+	Serial   uint64       `json:"serial,omitempty"` // of opReserve and opUnreserve: rises with each that a peer sends
+	Ballot   paxos.Ballot `json:"ballot,omitzero"`
+	Electors []ring.Peer  `json:"electors,omitempty"` // of opPrepare and opAccept: of whom the round needs a majority
+	Value    []byte       `json:"value,omitempty"`
+	Decree   *removal     `json:"decree,omitempty"`  // what opPrepare and opAccept are about, if not a pool
+	Former   []ring.Peer  `json:"former,omitempty"`  // whom the asker was before it was removed
+	Removed  removed      `json:"removed,omitempty"` // what the answerer must know to understand
+	Digest   []byte       `json:"digest,omitempty"`
+	pinned   *ring.SeedID // the only seed under which this may be asked
+	met      []ring.Peer  // whom the answerer's Cluster knows; looked up before a.mu is taken
 }
 
 // refusal is why a peer did not do what it was asked.
@@ -76,6 +78,7 @@ type answer struct {
 	Verdicts []verdict      `json:"verdicts,omitempty"` // one for each of Addrs
 	Promise  *paxos.Promise `json:"promise,omitempty"`
 	Vote     *paxos.Vote    `json:"vote,omitempty"`
+	Electors []ring.Peer    `json:"electors,omitempty"` // missing in those of the request: no promise, no vote
 	Removed  removed        `json:"removed,omitempty"`
 	Gossip   *gossip        `json:"gossip,omitempty"`
 	Report   *RemoveReport  `json:"report,omitempty"`

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 
-	"weave/ipam/paxos"
 	"weave/ipam/ring"
 )
 
@@ -16,9 +15,9 @@ import (
 //	              address; "heard", space, pool, space, peer: its last Serial;
 //	              "held", space, pool, space, address: which removed peer's
 //	              container has it
-//	ipam-paxos    a decree
+//	ipam-paxos    a decree; "electors", "floor"
 //	ipam-removed  a peer
-//	ipam-self     "self", "serials"
+//	ipam-self     "self", "serials", "stale"
 //	ipam-pools    a pool ID
 //	ipam-leases   pool, space, address; "wish", space, pool, space, address
 //
@@ -72,7 +71,7 @@ func (a *Allocator) saveInherited(rings map[*pool]*ring.Ring, ghosts map[netip.P
 		p.held = held[p]
 		moved := p.setRing(a.cfg.Self, r)
 		a.changed[p.prefix] = true
-		if moved && len(p.unbacked(a.cfg.Self)) > 0 {
+		if moved && len(p.unbacked(a.cfg.Self)) > 0 || r.Tokens() > a.scarceTokens {
 			a.wake()
 		}
 	}
@@ -127,17 +126,6 @@ func (a *Allocator) saveSerials(upTo uint64) error {
 		return fmt.Errorf("store serials of requests: %w", err)
 	}
 	a.serials = upTo
-	return nil
-}
-
-func (a *Allocator) saveAcceptor(key string, s paxos.State) error {
-	if _, known := a.acceptors[key]; !known && len(a.acceptors) >= maxPools+maxRemoved {
-		return fmt.Errorf("agreement on %s: more than %d of them: %w", key, len(a.acceptors), ErrFull)
-	}
-	if err := a.cfg.Store.Apply(bucketPaxos, map[string][]byte{key: encode(s)}); err != nil {
-		return fmt.Errorf("store agreement on %s: %w", key, err)
-	}
-	a.acceptors[key] = s
 	return nil
 }
 

@@ -2,7 +2,6 @@ package ipam
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -31,11 +30,14 @@ type record struct {
 }
 
 // at is where a reservation is: it is void under another seed, with another
-// owner, and for another self.
+// owner, and for another self. A range may come back to an heir that had lost it
+// to a gift of a removed peer: so of what was inherited also the token counts,
+// which is another one then.
 type at struct {
 	Seed  ring.SeedID `json:"seed"`
 	Owner ring.Peer   `json:"owner"`
 	Self  ring.Peer   `json:"self"`
+	Token ring.Token  `json:"token,omitzero"`
 }
 
 func (r record) isDebt() bool { return r.Kind != KindLease && r.Count == 0 }
@@ -72,6 +74,8 @@ type pool struct {
 	free      space.Set                   // own and usable, neither recorded nor reserved
 	cursors   map[netip.Prefix]netip.Addr // by sub-pool: where the next search starts; lost with a restart
 	published uint64                      // free addresses that the Cluster knows of
+	seeking   int                         // requests that want a first ring; with the last of them goes a pool that got none
+	stuck     error                       // why the latest request that had the turn got no further; nil if it did
 }
 
 func newPool(prefix netip.Prefix) (*pool, error) {
@@ -114,14 +118,31 @@ func checkPrefix(p netip.Prefix) error {
 	return nil
 }
 
-// take waits for the turn of p; give it back by calling pass.
-func (p *pool) take(ctx context.Context) (pass func(), err error) {
+// take waits for the turn of p; give it back by calling pass. Who waits in vain
+// is told what is in the way of those before it.
+func (a *Allocator) take(ctx context.Context, p *pool) (pass func(), err error) {
 	select {
 	case p.turn <- struct{}{}:
 		return func() { <-p.turn }, nil
 	case <-ctx.Done():
-		return nil, fmt.Errorf("pool %s: other requests are still waiting for peers: %w", p.prefix, ctx.Err())
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	kind := ErrNoAnswer
+	switch {
+	case p.stuck != nil:
+		return nil, p.stuck
+	case p.ring == nil:
+		kind = ErrNoAgreement
+	}
+	return nil, errorf(kind, "pool %s: other requests are still waiting for answers of hosts; try again", p.prefix)
+}
+
+// noteStuck notes for those who wait for the turn what is in the way.
+func (a *Allocator) noteStuck(p *pool, why error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p.stuck = why
 }
 
 // replacedBy says whether r is the ring of another cluster.
@@ -145,7 +166,7 @@ func (p *pool) setRing(self ring.Peer, r *ring.Ring) (moved bool) {
 	for _, addr := range p.voidUnder(self, r) {
 		delete(p.reserved, addr)
 	}
-	p.ring = r
+	p.ring, p.stuck = r, nil
 	if same {
 		return false
 	}

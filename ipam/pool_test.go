@@ -132,6 +132,48 @@ func TestSeedingNeedsAMajority(t *testing.T) {
 	}
 }
 
+// TestManyInAMinority: those who wait for the turn of another request are told
+// as much as that one is.
+func TestManyInAMinority(t *testing.T) {
+	n, hosts := newNet(t, "a", "b", "c")
+	a := hosts[0]
+	a.patience = 100 * time.Millisecond
+	n.partition(map[ring.Peer]int{"b": 1, "c": 2})
+	errs := make(chan error)
+	for range 5 {
+		go func() {
+			_, err := a.RequestPool(context.Background(), PoolRequest{Pool: netip.MustParsePrefix(small)})
+			errs <- err
+		}()
+	}
+	for range 5 {
+		err := <-errs
+		want(t, err, ErrNoAgreement, small, "host-b", "host-c", "2 of 3", "weave rmpeer")
+		if errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v blames the time", err)
+		}
+	}
+}
+
+func TestManyOnAFullHost(t *testing.T) {
+	n, hosts := newNet(t, "a", "b")
+	a := hosts[0]
+	id := a.pool(t, small, "")
+	for a.Status()[0].Free > 0 {
+		a.lease(t, id)
+	}
+	n.partition(map[ring.Peer]int{"b": 1})
+	_, err := a.request(id, "", KindLease)
+	want(t, err, ErrNoAnswer, "host-b")
+	a.patience = 10 * time.Millisecond
+	a.pools[netip.MustParsePrefix(small)].turn <- struct{}{} // of one that waits
+	_, err = a.request(id, "", KindLease)
+	want(t, err, ErrNoAnswer, small, "host-b", "start weave there")
+	n.partition(nil)
+	<-a.pools[netip.MustParsePrefix(small)].turn
+	a.lease(t, id)
+}
+
 func TestUnmetPeersCount(t *testing.T) {
 	_, hosts := newNet(t, "a")
 	a := hosts[0]
@@ -250,10 +292,14 @@ func TestStoreFails(t *testing.T) {
 func TestCorruptState(t *testing.T) {
 	tests := []struct{ bucket, key, value string }{
 		{bucketRings, small, `{`},
-		{bucketRings, small, `{"pool":"10.40.0.0/24","seed":"00000000000000000000000000000001","tokens":[{"start":"10.40.0.0","owner":"a","version":1}]}`},
+		{bucketRings, small, `{"pool":"10.40.0.0/24","seed":"00000000000000000000000000000001","tokens":[{"start":"10.40.0.0","owner":"a","v":1}]}`},
 		{bucketRings, "10.40.0.1/28", `{}`},
 		{bucketRings, "nonsense", `{}`},
 		{bucketPaxos, small, `[]`},
+		{bucketPaxos, keyElectors, `[""]`},
+		{bucketPaxos, keyFloor, `-1`},
+		{bucketPaxos, keyFloor, `4611686018427387904`},
+		{bucketPaxos, "10.1.2.3/8", `{}`},
 		{bucketPaxos, small, `{"value":"e30="}`},
 		{bucketPaxos, removalKey + "1 b", `x`},
 		{bucketSelf, keySelf, `{}`},

@@ -2,10 +2,12 @@ package ipam
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"weave/ipam/ring"
+	"weave/ipam/space"
 )
 
 // TestLateReservationIsRefused has a request to reserve come after the one that
@@ -219,4 +221,51 @@ func TestReservationsEndWithTheRange(t *testing.T) {
 			t.Error("starts, and the reservation is still on disk")
 		}
 	})
+}
+
+// TestReservationsOfARangeThatComesBack has an heir lose a range to a gift of a
+// removed peer that surfaces late, and inherit it once more, as the receiver was
+// removed, too: what is reserved there must be so again.
+func TestReservationsOfARangeThatComesBack(t *testing.T) {
+	n, hosts := newNet(t, "a", "b", "c", "d")
+	a, b := hosts[0], hosts[1]
+	for _, h := range hosts[:3] {
+		h.pool(t, small, "")
+	}
+	pool := netip.MustParsePrefix(small)
+	before := a.pools[pool].ring
+	for _, gone := range []ring.Peer{"d", "c"} {
+		delete(n.hosts, gone)
+		if _, err := a.RemovePeer(t.Context(), gone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	theirs := before.Ranges("c")[0]
+	addr := theirs.Last.Prev()
+	for _, h := range []*host{a, b} {
+		if err := n.sync(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.request(small, addr.String(), KindGateway); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late, _, err := before.Give("c", space.Range{First: addr, Last: theirs.Last}, "d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Merge("b", encode(gossip{Rings: []ring.Chunk{late.Chunk()}})); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		for _, h := range []*host{a, b} {
+			h.Settle(t.Context())
+		}
+		if err := n.sync(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := a.pools[pool].reserved[addr]; a.pools[pool].owner(addr) != "a" || !slices.Equal(got, reservation{"a", "b"}) {
+		t.Errorf("%s is owned by %s and reserved for %v, want a, and for a and b", addr, a.pools[pool].owner(addr), got)
+	}
 }

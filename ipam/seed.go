@@ -47,22 +47,34 @@ func (a *Allocator) founders(e electorate) []byte {
 func (a *Allocator) ensureRing(ctx context.Context, prefix netip.Prefix) (ours bool, err error) {
 	a.mu.Lock()
 	p, err := a.poolOf(prefix)
-	if err == nil {
-		a.pools[prefix] = p
-	}
 	if err == nil && p.ring == nil {
 		err = a.mayLease()
+	}
+	if err == nil {
+		a.pools[prefix] = p
+		p.seeking++
 	}
 	a.mu.Unlock()
 	if err != nil {
 		return false, err
 	}
-	pass, err := p.take(ctx)
+	defer a.sought(p)
+	pass, err := a.take(ctx, p)
 	if err != nil {
 		return false, err
 	}
 	defer pass()
 	return a.agree(ctx, a.seeding(p))
+}
+
+// sought ends what ensureRing began.
+func (a *Allocator) sought(p *pool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p.seeking--; p.seeking == 0 && p.ring == nil {
+		delete(a.pools, p.prefix)
+		delete(a.changed, p.prefix)
+	}
 }
 
 // seeding is the agreement on the first owners of p.
@@ -77,8 +89,10 @@ func (a *Allocator) seeding(p *pool) decree {
 			if len(silent)+len(e.unmet) == 0 {
 				return errorf(ErrNoAgreement, "pool %s: other hosts are starting it too; try again", p.prefix)
 			}
-			return errorf(ErrNoAgreement, "pool %s is new, and a majority (%d of %d hosts) must agree who starts with it%s",
+			err := errorf(ErrNoAgreement, "pool %s is new, and a majority (%d of %d hosts) must agree who starts with it%s",
 				p.prefix, e.quorum, e.size(), waitedFor(e, silent))
+			a.noteStuck(p, err)
+			return err
 		},
 		ask: func(ctx context.Context, to ring.Peer, req request) (answer, error) { return a.ask(ctx, p, to, req) },
 	}

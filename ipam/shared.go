@@ -14,7 +14,7 @@ import (
 // this host. A debt is stored before the owner is asked, so that whatever gets
 // lost, the owner hears in the end that the reservation is over.
 func (a *Allocator) holdShared(ctx context.Context, p *pool, addr netip.Addr, r record) error {
-	pass, err := p.take(ctx)
+	pass, err := a.take(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -83,7 +83,11 @@ func (a *Allocator) note(p *pool, addr netip.Addr, r *record) error {
 
 // place is where a reservation of addr belongs now. a.mu is held.
 func (a *Allocator) place(p *pool, addr netip.Addr) at {
-	return at{Seed: p.ring.Seed(), Owner: a.ownerOf(p, addr), Self: a.cfg.Self}
+	w := at{Seed: p.ring.Seed(), Owner: a.ownerOf(p, addr), Self: a.cfg.Self}
+	if t, _ := p.ring.Token(addr); t.Inherited() {
+		w.Token = t
+	}
+	return w
 }
 
 // holdAgain counts one more network for an address that this host holds.
@@ -192,7 +196,7 @@ func (a *Allocator) settleSoon(ctx context.Context, p *pool) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, a.askTimeout)
 	defer cancel()
-	pass, err := p.take(ctx)
+	pass, err := a.take(ctx, p)
 	if err != nil {
 		return
 	}

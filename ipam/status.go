@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -24,6 +25,7 @@ type PoolStatus struct {
 	Unbacked  int            `json:"unbacked,omitempty"`   // of Leases, those that other peers own and that are being claimed
 	Conflicts []Clash        `json:"conflicts,omitempty"`  // addresses that are held here and elsewhere
 	LeasesOff string         `json:"leases_off,omitempty"` // why no address is leased, if so
+	Pieces    string         `json:"pieces,omitempty"`     // that the ring is in too many pieces, long before hosts give each other no more
 }
 
 // OwnerStatus is what one peer owns of a pool.
@@ -106,6 +108,10 @@ func (a *Allocator) status(p *pool) PoolStatus {
 	s.Conflicts = p.clashes(a.cfg.Self)
 	if err := a.mayLease(); err != nil {
 		s.LeasesOff = err.Error()
+	}
+	if n := p.ring.Tokens(); n > a.manyTokens {
+		s.Pieces = fmt.Sprintf("addresses of pool %s are in %d ranges; from %d on, hosts get no more from each other: remove containers whose --ip is in the range of another host, or use another network",
+			p.prefix, n, ring.GiveTokens)
 	}
 	return s
 }

@@ -14,7 +14,7 @@ import (
 const (
 	MaxTokens  = 1 << 14
 	MaxEncoded = 4 << 20       // bytes of an encoded chunk
-	giveTokens = MaxTokens / 2 // gifts stop here, so that gifts made at once elsewhere still fit
+	GiveTokens = MaxTokens / 2 // gifts stop here, so that gifts made at once elsewhere still fit
 	maxPeer    = 128           // bytes of a peer's name
 	maxVersion = 1 << 62       // leaves room to raise it
 )
@@ -41,9 +41,8 @@ func (s *SeedID) UnmarshalText(b []byte) error {
 	return err
 }
 
-// Chunk is part of a ring: all the tokens that its sender knows from the first
-// one up to the boundary End, a token's start which is not in the chunk, or up
-// to the end of the pool if End is the zero address.
+// Chunk is part of a ring: all that its sender knows from the first token up to
+// the address End, or up to the end of the pool if End is the zero address.
 type Chunk struct {
 	Pool   netip.Prefix `json:"pool"`
 	Seed   SeedID       `json:"seed"`

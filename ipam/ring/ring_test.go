@@ -54,9 +54,9 @@ func TestGive(t *testing.T) {
 		ring        string
 		change, end string
 	}{
-		{"middle", "10.32.0.4", "10.32.0.5", "0a1 4b1 6a1 8b1", "0a1 4b1 6a1", "10.32.0.8"},
-		{"start", "10.32.0.0", "10.32.0.1", "0b2 2a1 8b1", "0b2 2a1", "10.32.0.8"},
-		{"end", "10.32.0.7", "10.32.0.7", "0a1 7b1 8b1", "0a1 7b1", "10.32.0.8"},
+		{"middle", "10.32.0.4", "10.32.0.5", "0a1 4b2 6a1 8b1", "4b2", "10.32.0.6"},
+		{"start", "10.32.0.0", "10.32.0.1", "0b2 2a1 8b1", "0b2", "10.32.0.2"},
+		{"end", "10.32.0.7", "10.32.0.7", "0a1 7b2 8b1", "7b2", "10.32.0.8"},
 		{"all", "10.32.0.0", "10.32.0.7", "0b2 8b1", "0b2", "10.32.0.8"},
 	}
 	for _, test := range tests {
@@ -90,7 +90,7 @@ func TestGiveAcrossTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := "0a1 6c1 8c3 10a1 12b1"; text(r) != want || change.End != addr("10.32.0.12") {
+	if want := "0a1 6c3 10a2 12b1"; text(r) != want || change.End != addr("10.32.0.10") {
 		t.Errorf("ring %s, change until %s", text(r), change.End)
 	}
 	if got := r.Ranges("c"); len(got) != 1 || got[0] != span("10.32.0.6", "10.32.0.9") {
@@ -127,9 +127,9 @@ func TestMergeRefuses(t *testing.T) {
 		{"version too high", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(8, "b", maxVersion+1)}}, ErrInvalid},
 		{"end before start", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(8, "b", 2)}, End: addr("10.32.0.8")}, ErrInvalid},
 		{"end outside", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(8, "b", 2)}, End: addr("10.32.0.16")}, ErrInvalid},
-		{"end unknown", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(8, "b", 2)}, End: addr("10.32.0.10")}, ErrGap},
 		{"our token raised", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(0, "b", 2)}, End: addr("10.32.0.8")}, ErrOurs},
-		{"our range split", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(4, "b", 1)}, End: addr("10.32.0.8")}, ErrOurs},
+		{"our range split", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(4, "b", 2)}, End: addr("10.32.0.6")}, ErrOurs},
+		{"of one version, us too", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(8, "a", 1)}}, ErrOurs},
 		{"two owners", Chunk{Pool: pool, Seed: SeedID{1}, Tokens: []Token{token(8, "c", 1)}}, ErrClash},
 	}
 	for _, test := range tests {
@@ -143,25 +143,86 @@ func TestMergeRefuses(t *testing.T) {
 	}
 }
 
-// TestLateGift is the case for which chunks have an end: c hears of its range
-// before it hears of the gift that bounded it, and must not take too much.
+// TestLateGift: c hears of its range before it hears of the gift that it came
+// out of, and must not take too much.
 func TestLateGift(t *testing.T) {
 	stale := seeded(t, "a")
-	r, _, err := stale.Give("a", span("10.32.0.8", "10.32.0.11"), "b")
+	r, first, err := stale.Give("a", span("10.32.0.8", "10.32.0.11"), "b")
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, second, err := r.Give("b", span("10.32.0.10", "10.32.0.11"), "c")
+	_, second, err := r.Give("b", span("10.32.0.10", "10.32.0.11"), "c")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := stale.Merge("c", second); !errors.Is(err, ErrGap) {
-		t.Fatalf("merged without the first gift: %v", err)
+	got, err := stale.Merge("c", second)
+	if err != nil || text(got) != "0a1 10c3 12a1" {
+		t.Fatalf("%v, %v", got, err)
 	}
-	whole, err := stale.Merge("c", r.Chunk())
-	if err != nil || !slices.Equal(whole.Ranges("c"), []space.Range{span("10.32.0.10", "10.32.0.11")}) {
-		t.Fatalf("c owns %v, %v", whole.Ranges("c"), err)
+	if got, err = got.Merge("c", first); err != nil || text(got) != "0a1 8b2 10c3 12a1" {
+		t.Fatalf("%v, %v", got, err)
 	}
+}
+
+// TestJoin: what is given and given back leaves no trace in the number of
+// tokens, and those who have an old ring follow.
+func TestJoin(t *testing.T) {
+	r, old := seeded(t, "a", "b"), seeded(t, "a", "b")
+	var err error
+	for _, to := range []Peer{"b", "a"} {
+		by := map[Peer]Peer{"b": "a", "a": "b"}[to]
+		if r, _, err = r.Give(by, span("10.32.0.4", "10.32.0.4"), to); err != nil {
+			t.Fatal(err)
+		}
+		if old, err = old.Merge("c", r.Chunk()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if same, err := r.Join("b"); same != r || err != nil {
+		t.Errorf("b joined what is not its own: %v", err)
+	}
+	joined, err := r.Join("a")
+	if err != nil || text(joined) != "0a3 8b1" || text(r) != "0a1 4a3 5a1 8b1" {
+		t.Fatalf("%s of %s, %v", text(joined), text(r), err)
+	}
+	if old, err = old.Merge("c", joined.Chunk()); err != nil || old.Digest() != joined.Digest() {
+		t.Errorf("merged: %s, %v", text(old), err)
+	}
+	if old, err = joined.Merge("a", r.Chunk()); err != nil || old != joined {
+		t.Errorf("the old ring split it again: %s, %v", text(old), err)
+	}
+}
+
+func TestEnclosed(t *testing.T) {
+	r := seeded(t, "a", "b")
+	give := func(by Peer, first, last string, to Peer) {
+		t.Helper()
+		var err error
+		if r, _, err = r.Give(by, span("10.32.0."+first, "10.32.0."+last), to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(p Peer, ranges ...Enclosure) {
+		t.Helper()
+		if got := r.Enclosed(p); !slices.Equal(got, ranges) {
+			t.Errorf("%s: %v in %s", p, got, text(r))
+		}
+	}
+	want("a")
+	want("b")
+	give("a", "2", "2", "b")
+	want("b", Enclosure{span("10.32.0.2", "10.32.0.2"), "a"})
+	give("a", "4", "4", "b") // 3 lies between 2 and 4, and they are alike
+	want("a")
+	want("b", Enclosure{span("10.32.0.2", "10.32.0.2"), "a"}, Enclosure{span("10.32.0.4", "10.32.0.4"), "a"})
+	give("a", "3", "3", "b")
+	give("a", "6", "7", "b")
+	want("a", Enclosure{span("10.32.0.5", "10.32.0.5"), "b"})
+	want("b")
+	give("b", "8", "8", "c")
+	want("c", Enclosure{span("10.32.0.8", "10.32.0.8"), "b"})
+	give("b", "6", "7", "a")
+	want("c")
 }
 
 func TestFromChunkNeedsTheWhole(t *testing.T) {
@@ -179,10 +240,10 @@ func TestTooManyTokens(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for a := wide.Addr(); len(r.tokens) < giveTokens; a = a.Next() {
-		r.tokens = append(r.tokens, Token{Start: a.Next(), Owner: "a", Version: 1})
+	for a := wide.Addr(); len(r.tokens) < GiveTokens; a = a.Next() {
+		r.tokens = append(r.tokens, Token{Start: a.Next(), Owner: "a", Version: uint64(2 + len(r.tokens)%2)})
 	}
-	last := r.tokens[giveTokens-1].Start.Next()
+	last := r.tokens[GiveTokens-1].Start.Next()
 	if _, _, err := r.Give("a", space.Single(last), "b"); !errors.Is(err, ErrFragmented) {
 		t.Errorf("give: %v", err)
 	}
@@ -198,8 +259,8 @@ func FuzzDecode(f *testing.F) {
 		}
 		f.Add(b)
 	}
-	f.Add([]byte(`{"pool":"::/0","tokens":[{"start":"::1%eth0","owner":"a","version":1}]}`))
-	f.Add([]byte(`{"pool":"10.0.0.0/8","tokens":[{"start":"::ffff:10.0.0.0","owner":"a","version":1}]}`))
+	f.Add([]byte(`{"pool":"::/0","tokens":[{"start":"::1%eth0","owner":"a","v":1}]}`))
+	f.Add([]byte(`{"pool":"10.0.0.0/8","tokens":[{"start":"::ffff:10.0.0.0","owner":"a","v":1}]}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c, err := Decode(b)
 		if err != nil {

@@ -123,7 +123,9 @@ func problems(p *printer, s control.Status) {
 			label = p.style(red, "error")
 		}
 		p.line("%s: %s", label, clean(problem.What))
-		p.line("  -> %s", clean(problem.Do))
+		if problem.Do != "" { // else What says it
+			p.line("  -> %s", clean(problem.Do))
+		}
 	}
 	for _, r := range s.Refusals {
 		p.line("%s: no session with %s: %s (%s, last %s)", p.style(yellow, "warning"),

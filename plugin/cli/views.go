@@ -142,5 +142,8 @@ func ipamView(p *printer, s control.Status) {
 		for _, c := range pool.Conflicts {
 			p.line("  %s: %s", p.style(red, "conflict"), clean(c))
 		}
+		for _, trouble := range pool.Trouble {
+			p.line("  %s: %s", p.style(red, "trouble"), clean(trouble))
+		}
 	}
 }

@@ -150,6 +150,9 @@ type Pool struct {
 	FreeElsewhere uint64   `json:"freeElsewhere"`
 	Owners        []Owner  `json:"owners"`
 	Conflicts     []string `json:"conflicts"` // one sentence each
+	// Trouble is what else is wrong, with the way out. What is wrong with all
+	// pools is in each of them.
+	Trouble []string `json:"trouble,omitempty"`
 }
 
 // Owner is a peer that owns addresses of a pool.

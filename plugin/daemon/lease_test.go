@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -97,23 +98,69 @@ func percentile(times []time.Duration, p int) time.Duration {
 	return times[(len(times)-1)*p/100]
 }
 
+// syncs is what of a lease is the disk's alone: a commit of the store syncs its
+// file twice.
+type syncs struct {
+	tb   testing.TB
+	file *os.File
+}
+
+func newSyncs(tb testing.TB) syncs {
+	tb.Helper()
+	f, err := os.Create(filepath.Join(tb.TempDir(), "syncs"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = f.Close() })
+	return syncs{tb, f}
+}
+
+func (s syncs) timed() time.Duration {
+	s.tb.Helper()
+	begin := time.Now()
+	for range 2 {
+		if _, err := s.file.WriteAt(make([]byte, 4096), 0); err != nil {
+			s.tb.Fatal(err)
+		}
+		if err := s.file.Sync(); err != nil {
+			s.tb.Fatal(err)
+		}
+	}
+	return time.Since(begin)
+}
+
 // TestLeaseLatency holds the promise: under 5 ms for 99 of 100, disk included,
-// with 1,000 leases held as with 10. A busy machine has some tries.
+// with 1,000 leases held as with 10. It holds for the median of many batches,
+// those of both sizes by turns with two syncs of the disk and nothing else: where
+// these take a quarter of it already, others are at work, and nothing can be said.
 func TestLeaseLatency(t *testing.T) {
-	const leases, tries, bound = 100, 50, 5 * time.Millisecond
-	for _, held := range []int{10, 1000} {
-		l := newDiskLeaser(t, held)
-		best := time.Hour
-		for try := 0; try < tries && best > bound; try++ {
+	const leases, batches, bound = 100, 15, 5 * time.Millisecond
+	few, many := newDiskLeaser(t, 10), newDiskLeaser(t, 1000)
+	what := []struct {
+		name  string
+		timed func() time.Duration
+	}{{"two syncs of the disk", newSyncs(t).timed}, {"a lease, 10 held", few.timed}, {"a lease, 1,000 held", many.timed}}
+	typical, worst := make([][]time.Duration, len(what)), make([][]time.Duration, len(what))
+	for range batches {
+		for i, w := range what {
 			var times []time.Duration
 			for range leases {
-				times = append(times, l.timed())
+				times = append(times, w.timed())
 			}
-			best = min(best, percentile(times, 99))
+			typical[i] = append(typical[i], percentile(times, 50))
+			worst[i] = append(worst[i], percentile(times, 99))
 		}
-		t.Logf("with %d leases held: %s", held, best)
-		if best > bound {
-			t.Errorf("with %d leases held, one in a hundred takes %s or more, want less than %s", held, best, bound)
+	}
+	for i, w := range what {
+		t.Logf("%-21s %d batches of %d: median %s; 99th percentile: median batch %s, best %s, worst %s", w.name, batches, leases,
+			percentile(typical[i], 50), percentile(worst[i], 50), percentile(worst[i], 0), percentile(worst[i], 100))
+	}
+	if disk := percentile(worst[0], 50); disk > bound/4 {
+		t.Skipf("this disk is too slow or too busy to tell: one in a hundred pairs of syncs takes %s", disk)
+	}
+	for i, w := range what[1:] {
+		if p99 := percentile(worst[i+1], 50); p99 > bound {
+			t.Errorf("%s: one in a hundred takes %s or more, want less than %s", w.name, p99, bound)
 		}
 	}
 }

@@ -140,6 +140,7 @@ func (f findings) peers(l *problems) {
 }
 
 func (f findings) pools(l *problems) {
+	var told []string
 	for _, x := range f.status.IPAM {
 		here := func(s control.Segment) bool { return s.Subnet == x.Subnet }
 		if x.Free == 0 && x.FreeElsewhere == 0 && (x.Leased > 0 || slices.ContainsFunc(f.status.Segments, here)) {
@@ -148,6 +149,12 @@ func (f findings) pools(l *problems) {
 		}
 		for _, c := range x.Conflicts {
 			l.add(control.Error, "restart the container: it gets another address; or give it another --ip", "pool %s: %s", x.Subnet, c)
+		}
+		for _, trouble := range x.Trouble {
+			if !slices.Contains(told, trouble) {
+				l.add(control.Error, "", "%s", trouble)
+			}
+			told = append(told, trouble)
 		}
 	}
 }

@@ -71,6 +71,9 @@ func TestProblems(t *testing.T) {
 		"TAP": {func(f *findings) { f.failures = map[string]string{"10.1.0.0/16": "bad file"} }, control.Error, []string{"10.1.0.0/16", "bad file"}},
 		"clash": {func(f *findings) { f.status.Endpoints[1].Segment = "a" }, control.Error,
 			[]string{"address 10.1.0.1 on segment a", "web on left", "endpoint e2 on right", "--ipam-driver weave"}},
+		"no leases": {func(f *findings) {
+			f.status.IPAM = []control.Pool{{Trouble: []string{"off"}}, {Trouble: []string{"off"}}}
+		}, control.Error, []string{"off"}},
 		"pool": {func(f *findings) { f.status.IPAM[0].Conflicts = []string{"twice"} }, control.Error, []string{"pool 10.1.0.0/16: twice", "restart the container"}},
 		"removal": {func(f *findings) { f.waiting = []waiting{{"old", []string{"m1", "m2"}}} }, control.Warning,
 			[]string{"removed host old", "m1, m2", "-> start weave there", "`weave rmpeer`"}},
@@ -214,7 +217,7 @@ func TestEndpointsInOrder(t *testing.T) {
 
 func TestPoolStatus(t *testing.T) {
 	got := poolStatus(ipam.PoolStatus{
-		Pool: netip.MustParsePrefix("10.1.0.0/24"), Leases: 3, Free: 5, LeasesOff: "off",
+		Pool: netip.MustParsePrefix("10.1.0.0/24"), Leases: 3, Free: 5, LeasesOff: "off", Pieces: "many",
 		Owners: []ipam.OwnerStatus{{Peer: "p", Host: "left", Addresses: 100}, {Peer: "q", Host: "right", Addresses: 154}},
 		Conflicts: []ipam.Clash{{Addr: netip.MustParseAddr("10.1.0.9"), Host: "far", Kind: ipam.KindLease}, {Host: "far", Kind: ipam.KindGateway},
 			{Host: "far", Kind: ipam.KindLease, Over: true}},
@@ -225,7 +228,7 @@ func TestPoolStatus(t *testing.T) {
 	if c := got.Conflicts[2]; !strings.Contains(c, "was that of") || !strings.Contains(c, "until it restarts") {
 		t.Errorf("%q", c)
 	}
-	if got.Size != 256 || got.Owned != 154 || got.Leased != 3 || got.Free != 5 || len(got.Owners) != 2 || len(got.Conflicts) != 4 {
+	if got.Size != 256 || got.Owned != 154 || got.Leased != 3 || got.Free != 5 || len(got.Owners) != 2 || len(got.Conflicts) != 3 || !slices.Equal(got.Trouble, []string{"off", "many"}) {
 		t.Errorf("%+v", got)
 	}
 	for prefix, want := range map[string]uint64{"10.0.0.0/8": 1 << 24, "10.0.0.1/32": 1, "fd00::/64": ^uint64(0), "fd00::/65": 1 << 63, "::/0": ^uint64(0)} {

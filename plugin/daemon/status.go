@@ -241,8 +241,10 @@ func poolStatus(s ipam.PoolStatus, self string, containers map[netip.Prefix]stri
 	for _, c := range s.Conflicts {
 		out.Conflicts = append(out.Conflicts, clashText(c, containers[netip.PrefixFrom(c.Addr, s.Pool.Bits())]))
 	}
-	if s.LeasesOff != "" {
-		out.Conflicts = append(out.Conflicts, s.LeasesOff)
+	for _, trouble := range []string{s.LeasesOff, s.Pieces} {
+		if trouble != "" {
+			out.Trouble = append(out.Trouble, trouble)
+		}
 	}
 	return out
 }

@@ -105,7 +105,7 @@ func (h *handler) call(ctx context.Context, r *http.Request) (answer any, err er
 		return nil, err
 	}
 	answer, err = route.call(ctx, drivers, body)
-	if errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 		return nil, fail(http.StatusGatewayTimeout, "the weave plugin could not finish within %s: %w; try again", callTimeout, err)
 	}
 	return answer, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/docker/go-plugins-helpers/network"
 	"github.com/sirupsen/logrus"
@@ -326,6 +328,25 @@ func TestSlowDriver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, answer := post(t, &slow{}, "/IpamDriver.ReleasePool", `{"PoolID":"p"}`)
 		if got := errText(t, answer); !strings.Contains(got, "could not finish within 20s") {
+			t.Error(got)
+		}
+	})
+}
+
+// impatient gives up before the call does.
+type impatient struct{ slow }
+
+func (i *impatient) Ready(context.Context) (Drivers, error) { return Drivers{i, i}, nil }
+func (i *impatient) ReleasePool(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return fmt.Errorf("host b: %w", i.slow.ReleasePool(ctx, id))
+}
+
+func TestOnlyTheCallsOwnLimitIsNamed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, answer := post(t, &impatient{}, "/IpamDriver.ReleasePool", `{"PoolID":"p"}`)
+		if got := errText(t, answer); !strings.HasPrefix(got, "host b") {
 			t.Error(got)
 		}
 	})

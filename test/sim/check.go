@@ -1,9 +1,9 @@
 package sim
 
 import (
-	"encoding/json"
 	"net/netip"
 	"slices"
+	"time"
 
 	"weave/ipam"
 	"weave/ipam/ring"
@@ -13,34 +13,32 @@ import (
 // view is what one Allocator knows, as last looked at.
 type view struct {
 	writes int
-	digest string
-	rings  map[netip.Prefix]*ring.Ring
 	leases map[key]bool
 }
 
-// emptyDigest is that of an Allocator without rings: Missing then has them all.
-var emptyDigest = []byte("{}")
-
-// check looks at all Allocators whose state has changed. It is called by the
-// driving goroutine when nothing else can run.
+// check looks at all that has changed. It is called by the driving goroutine
+// when nothing else can run.
 func (w *world) check() bool {
-	changed := false
 	for _, p := range w.running() {
-		w.mu.Lock()
-		writes := p.peer.disk.writes
-		w.mu.Unlock()
-		if writes == p.seen.writes {
-			continue
+		if p.changed() {
+			p.lookLeases()
+			w.checkLeases(p)
 		}
-		p.seen.writes = writes
-		changed = p.lookRings() || changed
-		p.lookLeases()
-		w.checkLeases(p)
 	}
-	if changed {
-		w.checkOwners()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for s := range w.truth.dirty {
+		w.checkRing(s)
 	}
-	return w.ok()
+	clear(w.truth.dirty)
+	for _, h := range w.hosts {
+		if d := h.peer.disk; d.checked != d.writes {
+			d.checked = d.writes
+			w.checkGrants(h.peer)
+		}
+	}
+	w.endDisputes()
+	return w.bug == nil
 }
 
 func (w *world) running() (all []*process) {
@@ -54,35 +52,14 @@ func (w *world) running() (all []*process) {
 	return all
 }
 
-// lookRings fetches the rings if they have changed.
-func (p *process) lookRings() (changed bool) {
-	digest := string(p.digest())
-	if digest == p.seen.digest {
+// changed says whether anything was written since the last time.
+func (p *process) changed() bool {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	if p.seen.writes == p.peer.disk.writes {
 		return false
 	}
-	p.seen.digest, p.seen.rings = digest, map[netip.Prefix]*ring.Ring{}
-	before := p.peer.rings
-	p.peer.rings = p.seen.rings
-	for id := range p.alloc.Removed() {
-		p.w.gone[id] = true
-	}
-	var all struct {
-		Rings []ring.Chunk `json:"rings"`
-	}
-	if missing := p.alloc.Missing(emptyDigest); missing != nil {
-		if err := json.Unmarshal(missing, &all); err != nil {
-			p.w.failed("%s has no readable rings: %w", p.self, err)
-		}
-	}
-	for _, c := range all.Rings {
-		r, err := ring.FromChunk(c)
-		if err != nil {
-			p.w.failed("%s has a bad ring: %w", p.self, err)
-			continue
-		}
-		p.seen.rings[c.Pool] = r
-		p.w.noteHeirs(p.self, before[c.Pool], r)
-	}
+	p.seen.writes = p.peer.disk.writes
 	return true
 }
 
@@ -95,7 +72,7 @@ func (p *process) lookLeases() {
 	}
 }
 
-// checkLeases holds the leases of one peer against its Docker and its ranges.
+// checkLeases holds the leases of one peer against its Docker.
 func (w *world) checkLeases(p *process) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -104,96 +81,101 @@ func (w *world) checkLeases(p *process) {
 			w.fail("%s has lost the lease of %s, which a container holds", p.host, e.key)
 		}
 	}
-	for k := range p.seen.leases {
-		r := p.seen.rings[k.pool]
+}
+
+// checkGrants verifies that leases lie in ranges of their peer, but for those
+// that clusters apart granted, and those whose range went to the heir of a peer
+// that was removed though it was alive. w.mu is held.
+func (w *world) checkGrants(p *peer) {
+	for k, g := range p.disk.grants {
+		if g.kind != ipam.KindLease {
+			continue
+		}
+		r := p.disk.rings[k.pool]
 		if r == nil {
-			w.fail("%s leases %s and has no ring", p.host, k)
+			w.fail("%s leases %s and has no ring", p.id, k)
 			continue
 		}
-		if owner, _ := r.Owner(k.addr); owner != p.self && !w.mayClash {
-			w.fail("%s leases %s, which %s owns", p.host, k, owner)
-		}
-	}
-}
-
-// seeded is one ring of a pool. Peers whose rings were seeded apart are no
-// concern of each other.
-type seeded struct {
-	pool netip.Prefix
-	seed ring.SeedID
-}
-
-// noteHeirs notes what a peer has taken over from removed ones: those may have
-// been alive and have given it to others meanwhile. Who has a ring for the first
-// time may have taken over any of it.
-func (w *world) noteHeirs(self ring.Peer, old, now *ring.Ring) {
-	if old == nil || old.Seed() != now.Seed() {
-		for _, own := range now.Ranges(self) {
-			w.noteInherited(now, own)
-		}
-		return
-	}
-	for _, gone := range old.Owners() {
-		for _, theirs := range old.Ranges(gone) {
-			for _, own := range now.Ranges(self) {
-				if part, ok := own.Intersect(theirs); ok && w.gone[gone] {
-					w.noteInherited(now, part)
-				}
-			}
-		}
-	}
-}
-
-func (w *world) noteInherited(of *ring.Ring, r space.Range) {
-	if len(w.gone) == 0 {
-		return
-	}
-	s := seeded{of.Pool(), of.Seed()}
-	if w.inherited[s] == nil {
-		w.inherited[s] = &space.Set{}
-	}
-	w.inherited[s].Add(r)
-}
-
-// owned is a range that a peer takes for its own.
-type owned struct {
-	space.Range
-	by *process
-}
-
-// checkOwners verifies that no two peers take an address for their own. A peer
-// that was removed and has not heard of it does not count.
-func (w *world) checkOwners() {
-	all := map[seeded][]owned{}
-	for _, p := range w.running() {
-		if w.gone[p.self] {
+		owner, _ := r.Owner(k.addr)
+		if owner == p.id {
 			continue
 		}
-		for pool, r := range p.seen.rings {
-			s := seeded{pool, r.Seed()}
-			for _, own := range r.Ranges(p.self) {
-				all[s] = append(all[s], owned{own, p})
-			}
-		}
-	}
-	for s, ranges := range all {
-		slices.SortFunc(ranges, func(x, y owned) int { return x.First.Compare(y.First) })
-		for i := 1; i < len(ranges); i++ {
-			a, b := ranges[i-1], ranges[i]
-			if both, ok := a.Intersect(b.Range); ok && !w.inheritedAll(s, both) {
-				w.failed("pool %s: %s owns %s and %s owns %s", s.pool, a.by.self, a.Range, b.by.self, b.Range)
-			}
+		s := seeded{k.pool, r.Seed()}
+		g.lost = g.lost || g.seed != s.seed || g.by != p.id && w.gone(g.by) || w.inherited(s, p.id, k.addr) || w.disputed(s, k.addr)
+		if !g.lost {
+			w.fail("%s leases %s, which %s owns", p.id, k, owner)
 		}
 	}
 }
 
-func (w *world) inheritedAll(s seeded, r space.Range) bool {
-	set := w.inherited[s]
-	if set == nil {
-		return false
+// checkRing holds each disk's ring against what all of them come to: what a peer
+// takes for its own is its own, so no two have one address; and each address has
+// an owner who knows, or who can still hear of it. w.mu is held.
+func (w *world) checkRing(s seeded) {
+	all := w.truth.rings[s]
+	if all == nil {
+		return // all who have it were removed
 	}
-	run, ok := set.Largest(r)
-	return ok && run == r
+	for _, h := range w.hosts {
+		r := h.peer.disk.rings[s.pool]
+		if r == nil || r == all || r.Seed() != s.seed {
+			continue
+		}
+		w.checkOwn(h.peer.id, r, all)
+		if w.gone(h.peer.id) {
+			continue
+		}
+		if _, err := r.Merge(h.peer.id, all.Chunk()); err != nil {
+			w.fail("pool %s: %s can never hear what others know: %w", s.pool, h.peer.id, err)
+		}
+	}
+	for _, owner := range all.Owners() {
+		if p := w.peers[owner]; p == nil || p.host.peer != p && !p.wiped && !w.gone(owner) {
+			w.fail("pool %s: %s owns addresses, and is nobody", s.pool, owner)
+		}
+	}
+}
+
+// checkOwn verifies that nobody else owns what a peer takes for its own. A
+// removed peer may not have heard of its heir, and not of what others do who
+// take it for gone.
+func (w *world) checkOwn(id ring.Peer, r, all *ring.Ring) {
+	s := seeded{r.Pool(), r.Seed()}
+	theirs := all.Chunk().Tokens
+	for _, own := range r.Ranges(id) {
+		for i, t := range theirs {
+			there := space.Range{First: t.Start, Last: space.Of(s.pool).Last}
+			if i+1 < len(theirs) {
+				there.Last = theirs[i+1].Start.Prev()
+			}
+			part, ok := there.Intersect(own)
+			if !ok || t.Owner == id || w.disputed(s, part.First) {
+				continue
+			}
+			if w.gone(id) && (w.inherited(s, id, part.First) || w.gone(t.Owner) || w.peers[t.Owner].wiped) {
+				continue
+			}
+			w.fail("pool %s: %s owns %s, and %s owns %s", s.pool, id, own, t.Owner, part)
+		}
+	}
+}
+
+// endDisputes ends those about ranges of removed peers that are silent by now,
+// once all disks agree. w.mu is held.
+func (w *world) endDisputes() {
+	for s, all := range w.truth.inheritance {
+		if slices.ContainsFunc(w.hosts, func(h *host) bool {
+			r := h.peer.disk.rings[s.pool]
+			return r != nil && r.Seed() == s.seed && r != w.truth.rings[s]
+		}) {
+			continue
+		}
+		w.truth.inheritance[s] = slices.DeleteFunc(all, func(i inheritance) bool {
+			return !slices.ContainsFunc(i.from, func(id ring.Peer) bool {
+				return w.peers[id].proc != nil || !w.peers[id].until.Before(time.Now())
+			})
+		})
+	}
 }
 
 func usableRange(pool netip.Prefix) space.Range {

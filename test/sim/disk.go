@@ -3,6 +3,9 @@ package sim
 import (
 	"errors"
 	"maps"
+	"net/netip"
+
+	"weave/ipam/ring"
 )
 
 var (
@@ -14,11 +17,16 @@ var (
 type disk struct {
 	buckets map[string]map[string][]byte
 	writes  int
+	checked int // writes, at the last check
 	full    bool
+	rings   map[netip.Prefix]*ring.Ring // what is in buckets, as far as checks look at it
+	grants  map[key]*grant
 	journal []map[string]map[string][]byte // contents before the last writes, for FaultLostWrites
 }
 
-func newDisk() *disk { return &disk{buckets: map[string]map[string][]byte{}} }
+func newDisk() *disk {
+	return &disk{buckets: map[string]map[string][]byte{}, rings: map[netip.Prefix]*ring.Ring{}, grants: map[key]*grant{}}
+}
 
 func (d *disk) apply(bucket string, changes map[string][]byte) {
 	if d.buckets[bucket] == nil {
@@ -46,11 +54,19 @@ func (d *disk) record() {
 	}
 }
 
-func (d *disk) undo() {
-	if len(d.journal) > 0 {
-		d.buckets, d.journal = d.journal[0], nil
-		d.writes++
+func (w *world) undo(p *peer) {
+	d := p.disk
+	if len(d.journal) == 0 {
+		return
 	}
+	d.buckets, d.journal = d.journal[0], nil
+	d.writes++
+	clear(d.rings)
+	clear(d.grants)
+	for _, bucket := range []string{bucketRemoved, bucketRings, bucketLeases} {
+		w.written(p, bucket, d.buckets[bucket])
+	}
+	w.joinRings()
 }
 
 // store is the disk as one process sees it.
@@ -79,8 +95,9 @@ func (s store) Apply(bucket string, changes map[string][]byte) error {
 		w.log("dies at", s.p.host, bucket, happened)
 		if happened {
 			d.apply(bucket, changes)
+			w.written(s.p.peer, bucket, changes)
 		}
-		w.kill(s.p.host)
+		w.end(s.p)
 		return errDead
 	case s.p.dieIn > 1:
 		s.p.dieIn--
@@ -89,5 +106,6 @@ func (s store) Apply(bucket string, changes map[string][]byte) error {
 		d.record()
 	}
 	d.apply(bucket, changes)
+	w.written(s.p.peer, bucket, changes)
 	return nil
 }

@@ -218,12 +218,12 @@ func (w *world) lease(p *process, id string, addr netip.Addr, delay, timeout tim
 // peer that was removed; and then it must be reported in the end. w.mu is held.
 func (w *world) hold(p *process, d *docker, id string, k key) {
 	for _, other := range w.held[k] {
-		if other.docker == d || !w.mayClash {
+		if other.docker == d || !w.mayBoth(k, d.grant(k), other.docker.grant(k)) {
 			w.fail("%s is given out twice: on %s and on %s", k, other.docker.host, d.host)
 		}
 	}
 	for other, n := range w.shared[k] {
-		if n > 0 && (other == d || !w.mayClash) {
+		if n > 0 && (other == d || !w.mayBoth(k, d.grant(k), other.grant(k))) {
 			w.fail("%s is leased on %s, and reserved on %s", k, d.host, other.host)
 		}
 	}
@@ -300,15 +300,18 @@ func (w *world) share(p *process, id string, kind ipam.Kind, addr netip.Addr, de
 		w.log("share", p.host, id, kind, addr, k.addr, outcome(err))
 		switch {
 		case p.dead, errors.Is(err, errDiskFull):
-			d.doubtful.shares[key{poolOf(id), addr}] = true
+			w.doubt(d, key{poolOf(id), addr})
 		case err != nil:
 			w.expect(p, err, ipam.ErrInUse, ipam.ErrNoAnswer)
 			if !errors.Is(err, ipam.ErrInUse) {
 				d.owing[key{poolOf(id), addr}] = true
 			}
-		case len(w.held[k]) > 0 && (!w.mayClash || d.holds(w, k)):
-			w.fail("%s is reserved on %s, and leased on %s", k, d.host, w.held[k][0].docker.host)
 		default:
+			for _, e := range w.held[k] {
+				if e.docker == d || !w.mayBoth(k, d.grant(k), e.docker.grant(k)) {
+					w.fail("%s is reserved on %s, and leased on %s", k, d.host, e.docker.host)
+				}
+			}
 			if w.shared[k] == nil {
 				w.shared[k] = map[*docker]int{}
 			}
@@ -322,14 +325,23 @@ func (w *world) unshare(p *process, id string, k key, delay time.Duration) {
 	w.shared[k][d]--
 	w.giveBack(p, id, k, delay, func(err error) {
 		if err != nil {
-			d.doubtful.shares[k] = true
+			w.doubt(d, k)
 		}
 	})
 }
 
+// doubt notes that a shared address may be reserved, of which Docker knows
+// nothing; not even that, if its disk was lost meanwhile. w.mu is held.
+func (w *world) doubt(d *docker, k key) {
+	if d.host.docker != d {
+		w.ghosts[k] = true
+		return
+	}
+	d.doubtful.shares[k] = true
+}
+
 // removePeer is no call of Docker, but of a person who runs `weave rmpeer`.
 func (w *world) removePeer(p *process, id ring.Peer, delay time.Duration, done func(error)) {
-	w.mayClash = true
 	w.call(p, delay, maxCall, func(ctx context.Context) {
 		report, err := p.alloc.RemovePeer(ctx, id)
 		w.mu.Lock()

@@ -3,44 +3,51 @@ package sim
 import (
 	"errors"
 	"net/netip"
+	"strings"
 	"time"
 
 	"weave/ipam"
+	"weave/ipam/space"
 )
 
 // Larger pools are not filled at all, and those above fillOften in one of eight
 // schedules: the last address of a small one is as hard to get.
 const (
 	fillOften = 30
-	fillMost  = 254
+	fillMost  = 256
 )
 
 // fill leases every address that is left, each from whatever host, and then
 // verifies that none is.
 func (w *world) fill() {
-	for _, pool := range w.plan.Pools {
-		hosts := w.having(pool)
-		usable := usableOf(pool)
-		if len(hosts) == 0 || usable > fillMost || usable > fillOften && w.plan.Seed%8 != 0 {
+	for i, pool := range w.plan.Pools {
+		id, within := pool.String(), usableRange(pool)
+		if within.Size() > fillMost { // its IP range, then
+			id, within = id+","+w.plan.Subs[i].String(), w.usableSub(i)
+		}
+		hosts, size := w.having(id), within.Size()
+		if len(hosts) == 0 || size > fillMost || size > fillOften && w.plan.Seed%8 != 0 {
 			continue
 		}
-		for range usable + 1 {
-			if !w.fillOne(pool, hosts[w.rng.IntN(len(hosts))]) {
+		for range size + 1 {
+			if !w.fillOne(id, hosts[w.rng.IntN(len(hosts))]) {
 				break
 			}
 		}
 		w.check()
-		w.checkFull(pool)
+		if taken := w.taken(pool, within); taken != size {
+			w.failed("pool %s is called full: %d of %d are taken", id, taken, size)
+		}
 	}
 }
 
 // fillOne leases one more address, and says whether there was one.
-func (w *world) fillOne(pool netip.Prefix, h *host) (more bool) {
+func (w *world) fillOne(id string, h *host) (more bool) {
 	w.mu.Lock()
-	w.lease(h.proc, pool.String(), netip.Addr{}, 0, time.Minute, func(err error) {
+	w.lease(h.proc, id, netip.Addr{}, 0, time.Minute, func(err error) {
 		more = err == nil
 		if err != nil && !errors.Is(err, ipam.ErrFull) {
-			w.fail("%s cannot fill pool %s: %w", h, pool, err)
+			w.fail("%s cannot fill pool %s: %w", h, id, err)
 		}
 	})
 	w.mu.Unlock()
@@ -55,24 +62,66 @@ func (w *world) fillOne(pool netip.Prefix, h *host) (more bool) {
 	}
 }
 
-// having are the hosts with a network on a pool.
-func (w *world) having(pool netip.Prefix) (hosts []*host) {
+// having are the hosts with a network of a pool ID.
+func (w *world) having(id string) (hosts []*host) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, h := range w.hosts {
-		if h.docker.refs[pool.String()] > 0 {
+		if h.docker.refs[id] > 0 {
 			hosts = append(hosts, h)
 		}
 	}
 	return hosts
 }
 
-// checkFull verifies that every usable address is leased, reserved, or owned by
-// a peer that is gone.
-func (w *world) checkFull(pool netip.Prefix) {
-	if c := w.count(pool); c.Leases+c.Reserved+c.Gone != usableOf(pool) {
-		w.failed("pool %s is called full: %+v of %d", pool, c, usableOf(pool))
+// usableSub is what can be leased of a pool's IP range.
+func (w *world) usableSub(i int) space.Range {
+	r, _ := space.Of(w.plan.Subs[i]).Intersect(usableRange(w.plan.Pools[i]))
+	return r
+}
+
+// taken counts the addresses that are leased by their owner, reserved, or owned
+// by a peer that is gone.
+func (w *world) taken(pool netip.Prefix, within space.Range) (n uint64) {
+	all := w.running()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range all {
+		for k := range p.seen.leases {
+			if k.pool == pool && within.Contains(k.addr) && p.backs(k) {
+				n++
+			}
+		}
+		for s := range p.peer.disk.buckets[bucketRings] {
+			if strings.Count(s, " ") != 1 {
+				continue
+			}
+			if k := parseKey(s); k.pool == pool && within.Contains(k.addr) {
+				n++
+			}
+		}
 	}
+	return n + w.goneIn(pool, within)
+}
+
+// goneIn counts addresses that are owned by peers which do not exist any more.
+// w.mu is held.
+func (w *world) goneIn(pool netip.Prefix, within space.Range) (n uint64) {
+	r := w.hosts[0].peer.disk.rings[pool]
+	if r == nil {
+		return 0
+	}
+	for _, owner := range r.Owners() {
+		if w.peers[owner].proc != nil {
+			continue
+		}
+		for _, own := range r.Ranges(owner) {
+			if part, ok := own.Intersect(within); ok {
+				n += part.Size()
+			}
+		}
+	}
+	return n
 }
 
 // count is where the addresses of a pool are, all peers together.
@@ -88,7 +137,7 @@ func (w *world) count(pool netip.Prefix) (c count) {
 	all := w.running()
 	for _, p := range all {
 		for k := range p.seen.leases {
-			if k.pool == pool && p.seen.backs(p.self, k) {
+			if k.pool == pool && p.backs(k) {
 				c.Leases++
 			}
 		}
@@ -100,19 +149,8 @@ func (w *world) count(pool netip.Prefix) (c count) {
 			}
 		}
 	}
-	r := all[0].seen.rings[pool]
-	if r == nil {
-		return c
-	}
-	for _, owner := range r.Owners() {
-		w.mu.Lock()
-		gone := w.peers[owner].proc == nil
-		w.mu.Unlock()
-		for _, own := range r.Ranges(owner) {
-			if part, ok := own.Intersect(usableRange(pool)); ok && gone {
-				c.Gone += part.Size()
-			}
-		}
-	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c.Gone = w.goneIn(pool, usableRange(pool))
 	return c
 }

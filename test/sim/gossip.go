@@ -148,6 +148,10 @@ func (w *world) gossipEvery() time.Duration {
 	return 2 * time.Second
 }
 
+// quietFor is how many comparisons do not take place in a quiet cluster, for one
+// that does.
+const quietFor = 12
+
 // tick looks who is there and compares notes with one of them.
 func (p *process) tick() {
 	digest := p.digest()
@@ -160,7 +164,7 @@ func (p *process) tick() {
 	w.look(p)
 	others := slices.Sorted(maps.Keys(p.alive))
 	others = slices.DeleteFunc(others, func(id ring.Peer) bool { return id == p.self })
-	if len(others) == 0 {
+	if len(others) == 0 || w.plan.Quiet && !w.calm && p.rng.IntN(quietFor) > 0 {
 		return
 	}
 	p.compare(w.peers[others[p.rng.IntN(len(others))]], digest, true)

@@ -42,8 +42,8 @@ type peer struct {
 	known  map[ring.Peer]bool
 	unmet  map[int]bool // configured hosts that it has not reached yet
 	own    *records
-	wiped  bool                        // its state is lost for ever
-	rings  map[netip.Prefix]*ring.Ring // as last looked at; of the driving goroutine
+	wiped  bool      // its state is lost for ever
+	until  time.Time // when it died, or the last of its messages arrives
 }
 
 // process is one run of the plugin: it dies with a crash, and nothing that it
@@ -96,7 +96,6 @@ func (m *memory) equal(o *memory) bool {
 // host knows of the first one, and no more.
 func (w *world) populate() {
 	w.mu.Lock()
-	w.mayClash = w.plan.Groups > 1 || w.plan.Grows
 	for i := range w.plan.Hosts {
 		h := &host{number: i}
 		w.hosts = append(w.hosts, h)
@@ -134,6 +133,14 @@ func (w *world) identify(h *host, d *disk) {
 	w.peers[id] = h.peer
 }
 
+// acts notes that something which the peer does now, or has sent, has an effect
+// in a while.
+func (p *peer) acts(in time.Duration) {
+	if at := time.Now().Add(in); at.After(p.until) {
+		p.until = at
+	}
+}
+
 // boot starts the plugin of a host. It is called by the driving goroutine.
 func (w *world) boot(h *host) {
 	w.mu.Lock()
@@ -146,12 +153,14 @@ func (w *world) boot(h *host) {
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	w.look(p)
 	before := h.downAt
-	h.downAt = nil
+	if w.plan.Stumble && !w.calm && w.rng.IntN(4) == 0 {
+		p.dieIn = 1 + w.rng.IntN(3)
+	}
 	w.log("start", h, p.self)
 	w.mu.Unlock()
 
 	a, err := ipam.New(p.config())
-	if errors.Is(err, errDiskFull) {
+	if errors.Is(err, errDiskFull) || errors.Is(err, errDead) {
 		return // it stays down, until the next try
 	}
 	if err != nil {
@@ -163,6 +172,7 @@ func (w *world) boot(h *host) {
 	}
 	p.alloc = a
 	w.mu.Lock()
+	h.downAt = nil
 	h.proc, h.peer.proc = p, p
 	w.mu.Unlock()
 	p.announce()
@@ -254,8 +264,8 @@ func (w *world) rejoin() {
 			old := h.peer
 			w.identify(h, old.disk)
 			maps.Copy(h.peer.known, old.known)
-			h.peer.rings = old.rings
 			h.peer.own = &records{former: append([]ring.Peer{old.id}, old.own.former...), endpoints: old.own.endpoints}
+			w.joinRings()
 		}
 		w.mu.Unlock()
 		if due {
@@ -266,17 +276,21 @@ func (w *world) rejoin() {
 
 // kill ends the process of a host, if one runs, at this instant. w.mu is held.
 func (w *world) kill(h *host) {
-	p := h.proc
-	if p == nil {
-		return
+	if h.proc != nil {
+		w.end(h.proc)
 	}
-	w.log("dies", h)
+}
+
+// end is the death of a process, which may still be starting. w.mu is held.
+func (w *world) end(p *process) {
+	w.log("dies", p.host)
 	p.dead = true
 	p.cancel()
 	p.cut()
-	h.proc, p.peer.proc = nil, nil
+	p.host.proc, p.peer.proc = nil, nil
+	p.peer.acts(0)
 	if w.plan.Fault == FaultLostWrites {
-		p.peer.disk.undo()
+		w.undo(p.peer)
 	}
 }
 
@@ -301,7 +315,7 @@ func (w *world) wipe(h *host) {
 	w.mu.Lock()
 	w.log("wiped", h)
 	w.kill(h)
-	w.wiped, w.mayClash = true, true
+	w.wiped = true
 	for _, former := range w.peers {
 		former.wiped = former.wiped || former.host == h
 	}
@@ -312,6 +326,7 @@ func (w *world) wipe(h *host) {
 			h.peer.unmet[other.number] = true
 		}
 	}
+	w.joinRings()
 	w.mu.Unlock()
 	w.boot(h)
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -72,8 +73,8 @@ func (w *world) sendBy(m message, dice *rand.Rand, f func(at *process)) {
 	if !arrives {
 		return
 	}
-	time.AfterFunc(delay, func() {
-		deepen()
+	m.from.acts(delay)
+	w.post.later(delay, func() {
 		w.mu.Lock()
 		at := m.to.proc
 		if w.blocked(m.from, m.to) {
@@ -84,15 +85,6 @@ func (w *world) sendBy(m message, dice *rand.Rand, f func(at *process)) {
 			f(at)
 		}
 	})
-}
-
-// deepen grows the stack at once, while little is on it: to have it grow step by
-// step under the Allocator takes a tenth of all time.
-//
-//go:noinline
-func deepen() byte {
-	var room [8 << 10]byte
-	return room[time.Now().Nanosecond()&(len(room)-1)]
 }
 
 // reply is the end of a request.
@@ -124,7 +116,7 @@ func (p *process) ask(ctx context.Context, to ring.Peer, req []byte) ([]byte, er
 	w.log("ask", p.self, to, string(req[:min(len(req), shownBytes)]))
 	if dice.IntN(2) == 0 && (target.proc == nil || w.blocked(p.peer, target)) { // a refusal comes at once; silence does not
 		delay, _ := w.draw(m, dice)
-		time.AfterFunc(delay, func() { replies <- reply{err: errUnreachable} })
+		w.post.later(delay, func() { replies <- reply{err: errUnreachable} })
 	}
 	p.deliver(m, dice, replies)
 	if !w.calm && dice.Float64() < w.plan.Rates.twice {
@@ -142,8 +134,8 @@ func (p *process) ask(ctx context.Context, to ring.Peer, req []byte) ([]byte, er
 // deliver is one copy of a request on its way. w.mu is held.
 func (p *process) deliver(m message, dice *rand.Rand, replies chan<- reply) {
 	w, self := p.w, p.self
-	w.sendBy(m, dice, func(at *process) {
-		answer, err := at.alloc.Answer(withCaller(at.ctx, mix(m.from.number, m.by)), self, m.content)
+	serve := func(at *process) {
+		answer, err := at.answer(withCaller(at.ctx, mix(m.from.number, m.by)), self, m.content)
 		if err != nil && at.ctx.Err() == nil {
 			w.failed("%s cannot read a request of %s: %w", at.self, self, err)
 		}
@@ -154,10 +146,36 @@ func (p *process) deliver(m message, dice *rand.Rand, replies chan<- reply) {
 		}
 		back := message{m.to, m.from, m.loss, "answer", answer, m.by}
 		if delay, arrives := w.draw(back, w.dice(back)); arrives {
-			time.AfterFunc(delay, func() { replies <- reply{answer, err} })
+			m.to.acts(delay)
+			w.post.later(delay, func() { replies <- reply{answer, err} })
 		}
+	}
+	w.sendBy(m, dice, func(at *process) {
+		if bytes.HasPrefix(m.content, []byte(asksOthers)) {
+			go serve(at)
+			return
+		}
+		serve(at)
 	})
 }
+
+// answer serves a request, but for what faults make of it.
+func (p *process) answer(ctx context.Context, from ring.Peer, req []byte) ([]byte, error) {
+	switch {
+	case p.w.plan.Fault == FaultHeirs && bytes.HasPrefix(req, []byte(`{"op":"rings"`)):
+		return []byte(`{}`), nil
+	case p.w.plan.Fault == FaultElectors && bytes.Contains(req, []byte(`"electors":[`)):
+		all := fmt.Appendf(nil, `"electors":["%s",`, from)
+		for _, known := range (cluster{p}).Known() {
+			all = fmt.Appendf(all, `"%s",`, known)
+		}
+		req = bytes.Replace(req, []byte(`"electors":[`), all, 1)
+	}
+	return p.alloc.Answer(ctx, from, req)
+}
+
+// asksOthers begins the one request whose answer waits for other peers.
+const asksOthers = `{"op":"inherit"`
 
 // split cuts the hosts in two parts that do not reach each other.
 func (w *world) split() {

@@ -17,6 +17,8 @@ type Plan struct {
 	Groups  int            // of hosts that do not know of each other in the beginning
 	Grows   bool           // each host knows of the first one, and no more
 	Sweeps  bool           // in the end, people remove the peers that lost their state
+	Stumble bool           // processes may die while they start
+	Quiet   bool           // peers seldom compare notes: what was not broadcast stays unknown
 	Steps   int
 	Burst   int           // calls that may begin in one step
 	Pace    time.Duration // between most steps
@@ -35,6 +37,8 @@ const (
 	FaultLostWrites Fault = "lost writes" // a crash undoes the last writes, though Apply has returned
 	FaultStrangers  Fault = "strangers"   // no peer counts the others when a majority is asked for
 	FaultDeaf       Fault = "deaf"        // releases do not arrive
+	FaultHeirs      Fault = "heirs"       // who inherits is not told what others were given
+	FaultElectors   Fault = "electors"    // who asks for votes seems to know everybody
 )
 
 // rates are probabilities for each message, and the time it takes.
@@ -117,6 +121,10 @@ func Draw(seed uint64) Plan {
 	}
 	p.drawPools(rng)
 	p.drawWeights(rng)
+	p.Stumble, p.Quiet = rng.IntN(3) == 0, rng.IntN(4) == 0
+	if rng.IntN(200) == 0 {
+		p.Hosts, p.Steps = 14+rng.IntN(37), 15+rng.IntN(30)
+	}
 	return p
 }
 
@@ -134,7 +142,8 @@ func (p *Plan) drawPools(rng *rand.Rand) {
 		bits := sizes[rng.IntN(len(sizes))]
 		pool, sub := fmt.Sprintf("10.32.%d.0/%d", i, bits), fmt.Sprintf("10.32.%d.0/%d", i, bits+1)
 		if rng.IntN(8) == 0 {
-			pool, sub = fmt.Sprintf("fd00:%x::/64", i+1), fmt.Sprintf("fd00:%x::/122", i+1)
+			bits := []int{64, 64, 120, 124, 125}[rng.IntN(5)]
+			pool, sub = fmt.Sprintf("fd00:%x::/%d", i+1, bits), fmt.Sprintf("fd00:%x::/%d", i+1, min(max(bits+2, 122+rng.IntN(4)), 126))
 		}
 		p.Pools = append(p.Pools, netip.MustParsePrefix(pool))
 		p.Subs = append(p.Subs, netip.MustParsePrefix(sub))

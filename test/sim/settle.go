@@ -2,17 +2,19 @@ package sim
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
 	"weave/ipam"
-	"weave/ipam/ring"
 )
 
-// endAfter is how long it may take for calls to end, and for debts to be paid.
-const endAfter = 12 * time.Second
+const (
+	endAfter    = 12 * time.Second // how long it may take for calls to end, and for debts to be paid
+	settleEvery = 5 * time.Second  // how often an Allocator looks whether all is right
+)
 
 // converge is how long it may take for gossip to bring everything everywhere,
 // and for leases to be claimed.
@@ -26,7 +28,7 @@ func (w *world) converge() time.Duration {
 // released.
 func (w *world) settle() {
 	for _, stage := range []func(){
-		w.calmDown, w.sweep, w.reconcile, w.joinAll, w.agreed, w.kept, w.reported, w.fill, w.empty,
+		w.calmDown, w.sweep, w.reconcile, w.joinAll, w.fill, w.empty,
 	} {
 		stage()
 		if !w.check() {
@@ -54,20 +56,59 @@ func (w *world) calmDown() {
 	for _, h := range w.hosts[1:] {
 		w.connect(h, w.hosts[0])
 	}
-	w.await(w.converge())
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.busy > 0 {
-		w.fail("%d calls hang", w.busy)
+	w.sleep(lateBy)
+	w.await(w.converge(), w.idle)
+}
+
+// await lets time pass, in which removed peers may re-join, until what is to
+// come right has: it must in that time, and must still be right a while later.
+func (w *world) await(most time.Duration, right func() error) {
+	for end := time.Now().Add(most); w.check(); {
+		err := right()
+		if err == nil {
+			w.pass(settleEvery)
+			err = right()
+		}
+		switch {
+		case err == nil:
+			return
+		case time.Now().After(end):
+			w.failed("after %s: %w", most, err)
+			return
+		}
+		w.pass(2 * time.Second)
 	}
 }
 
-// await lets time pass, in which removed peers may re-join.
-func (w *world) await(d time.Duration) {
-	for ; d > 0; d -= endAfter {
-		w.rejoin()
-		w.sleep(min(d, endAfter))
-		w.check()
+func (w *world) pass(d time.Duration) {
+	w.rejoin()
+	w.sleep(d)
+	w.check()
+}
+
+// idle verifies that no call of Docker is under way, all who were removed are
+// back, and all know the same rings.
+func (w *world) idle() error {
+	for _, p := range w.running() {
+		w.mu.Lock()
+		removed, busy := p.removed, w.busy
+		w.mu.Unlock()
+		if removed || busy > 0 {
+			return fmt.Errorf("%d calls hang, %s is removed: %v", busy, p.self, removed)
+		}
+	}
+	return w.agreed()
+}
+
+// all verifies several things.
+func all(right ...func() error) func() error {
+	return func() error {
+		for _, f := range right {
+			if err := f(); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 }
 
@@ -92,7 +133,7 @@ func (w *world) sweep() {
 			})
 		}
 		w.mu.Unlock()
-		w.await(endAfter)
+		w.await(endAfter, w.idle)
 	}
 }
 
@@ -101,12 +142,16 @@ func (w *world) joinAll() {
 	w.mu.Lock()
 	var delay time.Duration
 	for _, h := range w.hosts {
-		for _, pool := range w.plan.Pools {
+		for i, pool := range w.plan.Pools {
 			delay += time.Duration(w.rng.Int64N(int64(time.Millisecond))) + 1
 			if h.docker.overlapsOther(pool) {
 				continue
 			}
-			w.requestPool(h.proc, pool, netip.Prefix{}, delay, time.Minute, func(_ string, err error) {
+			var sub netip.Prefix
+			if usableOf(pool) > fillMost {
+				sub = w.plan.Subs[i]
+			}
+			w.requestPool(h.proc, pool, sub, delay, time.Minute, func(_ string, err error) {
 				if err != nil && !w.mayLackRing(pool, err) {
 					w.fail("pool %s is refused on %s after healing: %w", pool, h, err)
 				}
@@ -114,7 +159,7 @@ func (w *world) joinAll() {
 		}
 	}
 	w.mu.Unlock()
-	w.await(w.converge())
+	w.await(w.converge(), all(w.idle, w.kept, w.reported))
 }
 
 // mayLackRing says whether a pool may still be without a ring: a majority of
@@ -124,7 +169,7 @@ func (w *world) mayLackRing(pool netip.Prefix, err error) bool {
 		return false
 	}
 	for _, h := range w.hosts {
-		if h.proc.seen.rings[pool] != nil {
+		if h.peer.disk.rings[pool] != nil {
 			return false
 		}
 	}
@@ -143,13 +188,14 @@ func (d *docker) overlapsOther(pool netip.Prefix) bool {
 }
 
 // agreed verifies that all rings are equal.
-func (w *world) agreed() {
+func (w *world) agreed() error {
 	all := w.running()
 	for _, p := range all[1:] {
 		if string(p.digest()) != string(all[0].digest()) {
-			w.failed("after healing, %s and %s differ: %s and %s", all[0].host, p.host, all[0].digest(), p.digest())
+			return fmt.Errorf("%s and %s differ: %s and %s", all[0].host, p.host, all[0].digest(), p.digest())
 		}
 	}
+	return nil
 }
 
 // reconcile gives back what Docker does not know, as the plugin does in the
@@ -183,7 +229,7 @@ func (w *world) reconcile() {
 		w.mu.Unlock()
 		p.announce()
 	}
-	w.await(endAfter)
+	w.await(endAfter, w.idle)
 }
 
 // handles are the pools that an Allocator believes Docker to hold.
@@ -199,66 +245,83 @@ func (p *process) handles() map[string]int {
 
 // kept verifies that what Docker and its plugin believe is now the same. That
 // no lease is lost is verified all the time.
-func (w *world) kept() {
+func (w *world) kept() error {
 	for _, p := range w.running() {
-		leases, handles := p.alloc.Leases(), p.handles()
-		w.mu.Lock()
-		d := p.host.docker
-		for _, l := range leases {
-			if k := (key{l.Pool, l.Addr}); l.Kind == ipam.KindLease && !d.holds(w, k) {
-				w.fail("%s leases %s, which no container holds", p.host, k)
-			}
+		if err := p.kept(); err != nil {
+			return err
 		}
-		for id, refs := range d.refs {
-			if handles[id] != refs {
-				w.fail("%s has %d networks on pool %s, and its plugin knows %d", p.host, refs, id, handles[id])
-			}
-		}
-		w.mu.Unlock()
 	}
+	return nil
+}
+
+func (p *process) kept() error {
+	leases, handles := p.alloc.Leases(), p.handles()
+	w, d := p.w, p.host.docker
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, l := range leases {
+		if k := (key{l.Pool, l.Addr}); l.Kind == ipam.KindLease && !d.holds(w, k) {
+			return fmt.Errorf("%s leases %s, which no container holds", p.host, k)
+		}
+	}
+	for id, refs := range d.refs {
+		if handles[id] != refs {
+			return fmt.Errorf("%s has %d networks on pool %s, and its plugin knows %d", p.host, refs, id, handles[id])
+		}
+	}
+	return nil
 }
 
 // reported verifies that of those who hold one address all but one know of the
 // clash, and that what is called a clash is one.
-func (w *world) reported() {
+func (w *world) reported() error {
 	silent := map[key]int{}
 	for _, p := range w.running() {
-		clashes := map[key]bool{}
-		for _, c := range p.alloc.Clashes() {
-			if !c.Over {
-				clashes[key{c.Pool, c.Addr}] = true
-			}
+		if err := p.reported(silent); err != nil {
+			return err
 		}
-		w.mu.Lock()
-		d := p.host.docker
-		for k := range clashes {
-			if !w.contested(k) && !w.ownerless(p, k) {
-				w.fail("%s calls %s a clash, and no other host holds it", p.host, k)
-			}
-		}
-		for _, e := range d.endpoints(w) {
-			if w.ownerless(p, e.key) {
-				continue // it cannot be claimed from anybody
-			}
-			if p.seen.backs(p.self, e.key) == clashes[e.key] {
-				w.fail("%s holds %s, owns it: %v, calls it a clash: %v", p.host, e.key, p.seen.backs(p.self, e.key), clashes[e.key])
-			}
-			if !clashes[e.key] {
-				silent[e.key]++
-			}
-		}
-		for _, k := range d.sharing(w) {
-			if !clashes[k] && len(w.held[k]) > 0 && silent[k] > 0 {
-				w.fail("%s is reserved on %s and held by a container, and neither calls it a clash", k, p.host)
-			}
-		}
-		w.mu.Unlock()
 	}
 	for k, n := range silent {
 		if n > 1 {
-			w.failed("%s is held by %d containers that do not know of each other", k, n)
+			return fmt.Errorf("%s is held by %d containers that do not know of each other", k, n)
 		}
 	}
+	return nil
+}
+
+// reported counts who holds an address and does not call it a clash.
+func (p *process) reported(silent map[key]int) error {
+	clashes := map[key]bool{}
+	for _, c := range p.alloc.Clashes() {
+		if !c.Over {
+			clashes[key{c.Pool, c.Addr}] = true
+		}
+	}
+	w, d := p.w, p.host.docker
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for k := range clashes {
+		if !w.contested(k) && !w.ownerless(p, k) {
+			return fmt.Errorf("%s calls %s a clash, and no other host holds it", p.host, k)
+		}
+	}
+	for _, e := range d.endpoints(w) {
+		if w.ownerless(p, e.key) {
+			continue // it cannot be claimed from anybody
+		}
+		if p.backs(e.key) == clashes[e.key] {
+			return fmt.Errorf("%s holds %s, owns it: %v, calls it a clash: %v", p.host, e.key, p.backs(e.key), clashes[e.key])
+		}
+		if !clashes[e.key] {
+			silent[e.key]++
+		}
+	}
+	for _, k := range d.sharing(w) {
+		if !clashes[k] && len(w.held[k]) > 0 && silent[k] > 0 {
+			return fmt.Errorf("%s is reserved on %s and held by a container, and neither calls it a clash", k, p.host)
+		}
+	}
+	return nil
 }
 
 // contested says whether several hosts have an address, and not all of them as
@@ -279,7 +342,7 @@ func (w *world) contested(k key) bool {
 // allRemoved says whether all peers that lost their state were removed.
 func (w *world) allRemoved() bool {
 	for id, p := range w.peers {
-		if p.wiped && !w.gone[id] {
+		if p.wiped && !w.gone(id) {
 			return false
 		}
 	}
@@ -289,7 +352,7 @@ func (w *world) allRemoved() bool {
 // ownerless says whether an address is owned by a peer that is gone, and that
 // nobody has removed. w.mu is held.
 func (w *world) ownerless(p *process, k key) bool {
-	r := p.seen.rings[k.pool]
+	r := p.peer.disk.rings[k.pool]
 	if r == nil {
 		return false
 	}
@@ -298,13 +361,13 @@ func (w *world) ownerless(p *process, k key) bool {
 }
 
 // backs says whether a lease lies in a range that its peer owns.
-func (v *view) backs(self ring.Peer, k key) bool {
-	r := v.rings[k.pool]
+func (p *process) backs(k key) bool {
+	r := p.peer.disk.rings[k.pool]
 	if r == nil {
 		return false
 	}
 	owner, _ := r.Owner(k.addr)
-	return owner == self
+	return owner == p.self
 }
 
 // empty releases everything, and verifies that nothing is left anywhere.
@@ -329,23 +392,28 @@ func (w *world) empty() {
 		}
 	}
 	w.mu.Unlock()
-	w.await(delay + 2*endAfter)
-	w.check()
+	w.sleep(delay)
+	w.await(2*endAfter, all(w.idle, w.nothingLeft))
+}
+
+// nothingLeft verifies that after all was released every address is free.
+func (w *world) nothingLeft() error {
 	for _, pool := range w.plan.Pools {
-		c := w.count(pool)
 		if !w.hasRing(pool) {
 			continue
 		}
+		c := w.count(pool)
 		leaked := c.Leases > 0 || c.Shared > 0 || c.Reserved > 0 && !w.wiped
 		if leaked || c.Free+c.Reserved+c.Gone != usableOf(pool) {
-			w.failed("pool %s after all was released: %+v", pool, c)
+			return fmt.Errorf("pool %s after all was released: %+v", pool, c)
 		}
 	}
 	for _, p := range w.running() {
 		if left := p.handles(); len(left) > 0 {
-			w.failed("%s still has pools %v", p.host, left)
+			return fmt.Errorf("%s still has pools %v", p.host, left)
 		}
 	}
+	return nil
 }
 
-func (w *world) hasRing(pool netip.Prefix) bool { return w.running()[0].seen.rings[pool] != nil }
+func (w *world) hasRing(pool netip.Prefix) bool { return w.running()[0].peer.disk.rings[pool] != nil }

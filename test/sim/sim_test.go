@@ -2,7 +2,6 @@ package sim
 
 import (
 	"flag"
-	"fmt"
 	"runtime"
 	"strings"
 	"testing"
@@ -46,30 +45,30 @@ func TestSimulation(t *testing.T) {
 	}
 	begin := time.Now()
 	told := begin
-	var done uint64
-	bugs := 0
+	var done, broken uint64
 	err := farm(*first, n, *workers, func(r result) (more bool) {
 		done++
 		if r.bug != "" {
-			bugs++
+			broken++
 			t.Errorf("seed %d: %s\n\tto see what happened: go test ./test/sim -run TestReplay -v -sim.replay=%d", r.seed, r.bug, r.seed)
 		}
-		if *progress > 0 && (time.Since(told) >= *progress || done == n) {
+		if *progress > 0 && time.Since(told) >= *progress {
 			told = time.Now()
-			t.Log(summary(done, n, bugs, time.Since(begin)))
+			rate := float64(done) / time.Since(begin).Seconds()
+			t.Logf("%d of %d schedules, %.0f a second, %s to go; %d broken", done, n, rate,
+				time.Duration(float64(n-done)/rate*float64(time.Second)).Round(time.Second), broken)
 		}
-		return bugs < maxBugs
+		return broken < maxBugs
 	})
 	if err != nil {
 		t.Error(err)
 	}
-}
-
-func summary(done, of uint64, bugs int, took time.Duration) string {
-	rate := float64(done) / took.Seconds()
-	left := time.Duration(float64(of-done) / rate * float64(time.Second))
-	return fmt.Sprintf("%d of %d schedules in %s, %.0f a second, %s to go; %d broken",
-		done, of, took.Round(time.Second), rate, left.Round(time.Second), bugs)
+	took := time.Since(begin)
+	t.Logf("%d of %d schedules were run, from seed %d on: %d kept all promises, %d broke one. %s, %.0f a second on %d processors",
+		done, n, *first, done-broken, broken, took.Round(time.Second), float64(done)/took.Seconds(), *workers)
+	if done < n {
+		t.Errorf("%d schedules were not run", n-done)
+	}
 }
 
 // TestReplay runs the one schedule that -sim.replay names.
@@ -108,18 +107,32 @@ func TestSchedulesCanBeReplayed(t *testing.T) {
 }
 
 // TestFaultsAreFound plants faults in what is simulated: a simulation that finds
-// no bug is worth something only if it finds those.
+// no bug is worth something only if it finds those, and for the right reason.
 func TestFaultsAreFound(t *testing.T) {
-	for fault, want := range map[Fault]string{
-		FaultLostWrites: "",
-		FaultStrangers:  "given out twice",
-		FaultDeaf:       "leaked",
+	for _, test := range []struct {
+		fault   Fault
+		want    string
+		provoke func(*Plan)
+	}{
+		{FaultLostWrites, "after a crash, and", nil},
+		{FaultLostWrites, " owns ", nil},
+		{FaultLostWrites, "given out twice", nil},
+		{FaultStrangers, "without a majority", nil},
+		{FaultDeaf, "leaked", nil},
+		{FaultHeirs, "though peers that it knows know", func(p *Plan) {
+			p.Rates, p.Quiet, p.Steps = rates{cast: 1, delay: time.Millisecond}, true, 80
+			p.Weights = []weight{{stepPool, 10}, {stepClaim, 40}, {stepLease, 5}, {stepRelease, 20}, {stepCrash, 5}, {stepRemove, 10}, {stepStart, 2}}
+		}},
+		{FaultElectors, "without a majority", func(p *Plan) { p.Grows, p.Hosts = true, 6 }},
 	} {
-		t.Run(string(fault), func(t *testing.T) {
+		t.Run(string(test.fault)+": "+test.want, func(t *testing.T) {
 			for seed := range uint64(300) {
 				p := Draw(seed)
-				p.Fault = fault
-				if o := run(t, p); o.Bug != nil && strings.Contains(o.Bug.Error(), want) {
+				p.Fault = test.fault
+				if test.provoke != nil {
+					test.provoke(&p)
+				}
+				if o := run(t, p); o.Bug != nil && strings.Contains(o.Bug.Error(), test.want) {
 					t.Logf("seed %d: %v", seed, o.Bug)
 					return
 				}

@@ -1,0 +1,344 @@
+package sim
+
+import (
+	"encoding/json"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"weave/ipam"
+	"weave/ipam/ring"
+	"weave/ipam/space"
+)
+
+// Buckets and keys of the Store that tell who owns and holds what. What is on
+// disk counts, whether or not its host runs.
+const (
+	bucketRings   = "ipam-rings"
+	bucketLeases  = "ipam-leases"
+	bucketRemoved = "ipam-removed"
+)
+
+// seeded is one ring of a pool. Peers whose rings were seeded apart are no
+// concern of each other.
+type seeded struct {
+	pool netip.Prefix
+	seed ring.SeedID
+}
+
+// grant is under what an address on a disk is held: by which peer, of which
+// ring. Clusters apart may each have granted it, and so may a removed peer and
+// its heir.
+type grant struct {
+	kind   ipam.Kind
+	seed   ring.SeedID
+	by     ring.Peer
+	owner  ring.Peer // of a shared address: who reserves it
+	asking bool
+	lost   bool // of a lease: the range went to another peer, as it may
+}
+
+// removal is what was on all disks when a peer was first said to be gone.
+type removal struct {
+	at    time.Time
+	rings map[ring.Peer]map[netip.Prefix]*ring.Ring
+}
+
+// inheritance is a range that was taken over from removed peers.
+type inheritance struct {
+	space.Range
+	from []ring.Peer
+}
+
+// truth is what all disks together say. Guarded by world.mu.
+type truth struct {
+	parsed      map[string]*ring.Ring // by what is stored
+	rings       map[seeded]*ring.Ring // what peers would come to if they all talked
+	dirty       map[seeded]bool       // since the last check
+	votes       map[proposal]votes
+	foundings   map[netip.Prefix]map[ring.SeedID]map[ring.Peer]bool
+	removals    map[ring.Peer]removal
+	heritage    map[seeded]map[ring.Peer]*space.Set // all that was ever taken over
+	inheritance map[seeded][]inheritance            // on which some disks do not agree yet
+}
+
+func newTruth() truth {
+	return truth{
+		parsed: map[string]*ring.Ring{}, rings: map[seeded]*ring.Ring{}, dirty: map[seeded]bool{},
+		foundings: map[netip.Prefix]map[ring.SeedID]map[ring.Peer]bool{}, votes: map[proposal]votes{}, removals: map[ring.Peer]removal{},
+		heritage: map[seeded]map[ring.Peer]*space.Set{}, inheritance: map[seeded][]inheritance{},
+	}
+}
+
+// written notes what a peer has written. w.mu is held.
+func (w *world) written(p *peer, bucket string, changes map[string][]byte) {
+	switch bucket {
+	case bucketRings:
+		for key, value := range changes {
+			if !strings.Contains(key, " ") {
+				w.noteRing(p, netip.MustParsePrefix(key), value)
+			}
+		}
+	case bucketLeases:
+		for key, value := range changes {
+			if !strings.HasPrefix(key, "wish ") {
+				w.noteGrant(p, parseKey(key), value)
+			}
+		}
+	case bucketRemoved:
+		for key, value := range changes {
+			w.noteRemoved(p, ring.Peer(key), value)
+		}
+	case bucketVotes:
+		for key, value := range changes {
+			w.noteVote(p, key, value)
+		}
+	}
+}
+
+func parseKey(s string) key {
+	pool, addr, _ := strings.Cut(s, " ")
+	return key{netip.MustParsePrefix(pool), netip.MustParseAddr(addr)}
+}
+
+// noteGrant notes a lease, or a shared address once its owner has agreed.
+func (w *world) noteGrant(p *peer, k key, value []byte) {
+	d := p.disk
+	if value == nil {
+		delete(d.grants, k)
+		return
+	}
+	var r struct {
+		Kind ipam.Kind
+		At   struct {
+			Seed        ring.SeedID
+			Owner, Self ring.Peer
+		}
+		Asking bool
+		Count  int
+	}
+	if err := json.Unmarshal(value, &r); err != nil {
+		w.fail("%s stores %s: %w", p.id, value, err)
+	}
+	old := d.grants[k]
+	switch {
+	case r.Kind == ipam.KindLease && old != nil && old.kind == r.Kind:
+	case r.Kind == ipam.KindLease:
+		d.grants[k] = &grant{kind: r.Kind, seed: d.rings[k.pool].Seed(), by: p.id}
+	case r.Count > 0 && !r.Asking:
+		d.grants[k] = &grant{kind: r.Kind, seed: r.At.Seed, by: r.At.Self, owner: r.At.Owner}
+	}
+}
+
+// parse reads a ring; most are written by many peers.
+func (w *world) parse(value []byte) *ring.Ring {
+	if r := w.truth.parsed[string(value)]; r != nil {
+		return r
+	}
+	c, err := ring.Decode(value)
+	if err == nil {
+		var r *ring.Ring
+		if r, err = ring.FromChunk(c); err == nil {
+			w.truth.parsed[string(value)] = r
+			return r
+		}
+	}
+	w.fail("a bad ring is stored: %w", err)
+	return nil
+}
+
+// noteRing notes a ring that was stored, and verifies that what is new in it is
+// its peer's to say.
+func (w *world) noteRing(p *peer, pool netip.Prefix, value []byte) {
+	old, now := p.disk.rings[pool], w.parse(value)
+	if now == nil || now == old {
+		return
+	}
+	p.disk.rings[pool] = now
+	s := seeded{pool, now.Seed()}
+	w.truth.dirty[s] = true
+	for k, g := range p.disk.grants {
+		if k.pool != pool || g.kind != ipam.KindLease {
+			continue
+		}
+		if owner, _ := now.Owner(k.addr); owner == p.id {
+			g.seed, g.by, g.lost = now.Seed(), p.id, false
+		}
+	}
+	all := w.truth.rings[s]
+	w.noteFounding(p, s)
+	w.noteHeir(p, old, now, all)
+	if !w.gone(p.id) {
+		w.truth.rings[s] = w.join(all, now)
+	}
+}
+
+// join is what two peers' rings of one seed come to.
+func (w *world) join(all, more *ring.Ring) *ring.Ring {
+	if all == nil || all == more {
+		return more
+	}
+	next, err := all.Merge("", more.Chunk())
+	if err != nil {
+		w.fail("two peers contradict each other: %w", err)
+		return all
+	}
+	if slices.Equal(next.Chunk().Tokens, more.Chunk().Tokens) {
+		return more // so that those who agree have the very same
+	}
+	return next
+}
+
+// joinRings makes the rings anew, after some disk has come or gone.
+func (w *world) joinRings() {
+	clear(w.truth.rings)
+	for _, h := range w.hosts {
+		if w.gone(h.peer.id) {
+			continue
+		}
+		for pool, r := range h.peer.disk.rings {
+			s := seeded{pool, r.Seed()}
+			w.truth.rings[s] = w.join(w.truth.rings[s], r)
+			w.truth.dirty[s] = true
+		}
+	}
+}
+
+// noteHeir looks for ranges that a peer has just taken over from removed ones.
+func (w *world) noteHeir(p *peer, old, now, all *ring.Ring) {
+	var from []ring.Peer
+	tokens := now.Chunk().Tokens
+	for i, t := range tokens {
+		if t.Owner != p.id || epoch(t) == 0 || all != nil && epoch(t) <= epoch(tokenOf(all, t.Start)) {
+			continue
+		}
+		if from == nil {
+			from = w.inheritsFrom(p)
+		}
+		r := space.Range{First: t.Start, Last: space.Of(now.Pool()).Last}
+		if i+1 < len(tokens) {
+			r.Last = tokens[i+1].Start.Prev()
+		}
+		w.noteInherited(p, old, now, inheritance{r, from})
+	}
+}
+
+func epoch(t ring.Token) uint64 { return t.Version >> 32 }
+
+// tokenOf is the token in whose range an address lies.
+func tokenOf(r *ring.Ring, a netip.Addr) ring.Token {
+	tokens := r.Chunk().Tokens
+	i, exact := slices.BinarySearchFunc(tokens, a, func(t ring.Token, a netip.Addr) int { return t.Start.Compare(a) })
+	if !exact {
+		i--
+	}
+	return tokens[i]
+}
+
+// inheritsFrom lists the removed peers whose heir a peer takes itself for.
+func (w *world) inheritsFrom(p *peer) (from []ring.Peer) {
+	heirs := map[ring.Peer]ring.Peer{}
+	for id, value := range p.disk.buckets[bucketRemoved] {
+		var i struct{ Heir ring.Peer }
+		if err := json.Unmarshal(value, &i); err != nil {
+			w.fail("%s stores of the removed %s: %w", p.id, id, err)
+		}
+		heirs[ring.Peer(id)] = i.Heir
+	}
+	for id := range heirs {
+		heir := id
+		for range heirs {
+			if next, removed := heirs[heir]; removed {
+				heir = next
+			}
+		}
+		if heir == p.id {
+			from = append(from, id)
+		}
+	}
+	slices.Sort(from)
+	return from
+}
+
+// noteInherited verifies that an heir takes nothing over that, as a peer which
+// it knows of knew when the other was removed, had been given away.
+func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
+	s := seeded{now.Pool(), now.Seed()}
+	w.log("inherits", p.id, s.pool, i.Range, i.from)
+	known := old
+	if old != nil && old.Seed() != s.seed {
+		known = nil
+	}
+	for _, gone := range i.from {
+		for id, rings := range w.truth.removals[gone].rings {
+			r := rings[s.pool]
+			asked := p.known[id] && p.disk.buckets[bucketRemoved][string(id)] == nil && !w.peers[id].wiped
+			if asked && r != nil && r.Seed() == s.seed {
+				known = w.join(known, r)
+			}
+		}
+		if w.truth.heritage[s] == nil {
+			w.truth.heritage[s] = map[ring.Peer]*space.Set{}
+		}
+		if w.truth.heritage[s][gone] == nil {
+			w.truth.heritage[s][gone] = &space.Set{}
+		}
+		w.truth.heritage[s][gone].Add(i.Range)
+	}
+	w.truth.inheritance[s] = append(w.truth.inheritance[s], i)
+	if known == nil {
+		return
+	}
+	for _, t := range known.Chunk().Tokens {
+		if t.Owner != p.id && i.Contains(t.Start) && !slices.Contains(i.from, t.Owner) && passedOver(now, t) {
+			w.fail("pool %s: %s inherits %s from %v, though peers that it knows know that %s owns %s", s.pool, p.id, i.Range, i.from, t.Owner, t.Start)
+		}
+	}
+}
+
+// passedOver says whether who inherited in a ring did not know of a token there.
+func passedOver(now *ring.Ring, t ring.Token) bool {
+	at := tokenOf(now, t.Start)
+	return at.Start != t.Start || t.Version > at.Version-1<<32
+}
+
+// disputed says whether an address was taken over from a peer that was alive, or
+// whose messages were still under way, when it was said to be gone: what it did
+// after that may contradict its heir, until all disks agree. w.mu is held.
+func (w *world) disputed(s seeded, a netip.Addr) bool {
+	return slices.ContainsFunc(w.truth.inheritance[s], func(i inheritance) bool {
+		return i.Contains(a) && slices.ContainsFunc(i.from, w.livedOn)
+	})
+}
+
+// livedOn says whether a removed peer did anything after its removal.
+func (w *world) livedOn(id ring.Peer) bool {
+	p := w.peers[id]
+	return p.proc != nil || !p.until.Before(w.truth.removals[id].at)
+}
+
+// inherited says whether an address was taken over from a removed peer.
+func (w *world) inherited(s seeded, from ring.Peer, a netip.Addr) bool {
+	set := w.truth.heritage[s][from]
+	return set != nil && set.Contains(a)
+}
+
+// mayBoth says whether an address may have been granted twice: by clusters
+// apart, or by a removed peer and by its heir. Whoever it is, the containers
+// run on, and all but one of them are told to people. w.mu is held.
+func (w *world) mayBoth(k key, x, y *grant) bool {
+	if x == nil || y == nil {
+		return false
+	}
+	s := seeded{k.pool, x.seed}
+	may := x.seed != y.seed || w.disputed(s, k.addr)
+	for _, g := range []*grant{x, y} {
+		may = may || g.lost || w.inherited(s, g.by, k.addr)
+		may = may || g.kind != ipam.KindLease && (w.gone(g.by) || w.gone(g.owner)) // the reservation is lost with either
+	}
+	return may
+}
+
+// grant is under what a host holds an address. w.mu is held.
+func (d *docker) grant(k key) *grant { return d.host.peer.disk.grants[k] }
