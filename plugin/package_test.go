@@ -113,7 +113,7 @@ func makeDir(t *testing.T, files map[string]string) string {
 	}
 	dir := t.TempDir()
 	all := map[string]string{"docker": fakeDocker, "build/weave": "binary"}
-	for _, name := range []string{"Makefile", "test/test.mk"} {
+	for _, name := range []string{"Makefile", "config.json", "test/test.mk"} {
 		b, err := os.ReadFile(filepath.Join("..", name))
 		if err != nil {
 			t.Fatal(err)
