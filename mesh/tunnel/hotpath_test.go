@@ -246,7 +246,7 @@ func FuzzReceive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, counter uint64, flags, hdrLen, start, offset byte, frame []byte) {
 		h := newHosts(t, 1)[0]
 		h.attach(key, newFakeDevice())
-		header := wire.FrameHeader{Segment: segmentID(key), Flags: wire.FrameFlags(flags), HdrLen: hdrLen, CsumStart: start, CsumOffset: offset}
+		header := wire.FrameHeader{Segment: segmentID(key), Flags: wire.FrameFlags(flags), Offsets: wire.Offsets{HdrLen: hdrLen, CsumStart: start, CsumOffset: offset}}
 		for i := range uint64(3) {
 			h.tunnel.Receive(id.PeerID{2}, counter+i, header, frame)
 			header.Flags |= wire.FlagContinues
