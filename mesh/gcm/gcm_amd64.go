@@ -2,7 +2,6 @@ package gcm
 
 import (
 	"crypto/cipher"
-	"crypto/subtle"
 	"encoding/binary"
 	"math/bits"
 	"unsafe"
@@ -75,11 +74,19 @@ func (v *vector) Open(dst, nonce, text, header []byte) ([]byte, error) {
 	}
 	var tag [tagLen]byte
 	open(&v.tables, &nonce[0], &header[0], &text[0], n, &tag)
-	if subtle.ConstantTimeCompare(tag[:], text[n:]) != 1 {
+	if !equal(&tag, (*[tagLen]byte)(text[n:])) {
 		clear(text[:n])
 		return nil, errForged
 	}
 	return text[:n], nil
+}
+
+// equal compares in constant time, as subtle.ConstantTimeCompare does a byte at
+// a time.
+func equal(a, b *[tagLen]byte) bool {
+	lo := binary.NativeEndian.Uint64(a[:]) ^ binary.NativeEndian.Uint64(b[:])
+	hi := binary.NativeEndian.Uint64(a[8:]) ^ binary.NativeEndian.Uint64(b[8:])
+	return lo|hi == 0
 }
 
 // fits tells whether this is the form of a datagram: text of n bytes, to be

@@ -82,7 +82,8 @@ GLOBL four<>(SB), RODATA|NOPTR, $64
 	VPXORQ  Z16, Z2, Z2           \
 	VPXORQ  Z16, Z3, Z3
 
-#define ROUND(K) \
+// ROUND is a round for the counters.
+#define ROUND(K, X) \
 	VAESENC K, Z0, Z0 \
 	VAESENC K, Z1, Z1 \
 	VAESENC K, Z2, Z2 \
@@ -96,7 +97,7 @@ GLOBL four<>(SB), RODATA|NOPTR, $64
 
 // TAGROUND is a round for the tag's mask in X13.
 #define TAGROUND(K, X) \
-	ROUND(K)            \
+	ROUND(K, X)         \
 	VAESENC X, X13, X13
 
 // MULTIPLY begins a sum of products, of the blocks in D and powers in memory.
@@ -149,33 +150,76 @@ GLOBL four<>(SB), RODATA|NOPTR, $64
 	VSHUFI64X2      $0, Z15, Z15, Z15  \
 	VPADDD          first<>(SB), Z15, Z15
 
-// HASH hashes the four vectors of text, whose bytes are in order.
+// REVERSE prepares four vectors of ciphertext for the hash.
+#define REVERSE \
+	VPSHUFB Z31, Z4, Z4 \
+	VPSHUFB Z31, Z5, Z5 \
+	VPSHUFB Z31, Z6, Z6 \
+	VPSHUFB Z31, Z7, Z7
+
+// HASH hashes them.
 #define HASH(P0, P1, P2, P3) \
-	VPSHUFB Z31, Z4, Z4     \
-	VPSHUFB Z31, Z5, Z5     \
-	VPSHUFB Z31, Z6, Z6     \
-	VPSHUFB Z31, Z7, Z7     \
 	VPXORQ  Z14, Z4, Z4     \
 	MULTIPLY(P0, Z4)        \
 	MULTIPLYADD(P1, Z5)     \
 	MULTIPLYADD(P2, Z6)     \
 	MULTIPLYADD(P3, Z7)
 
-#define ROUNDS \
-	ROUND(Z17) \
-	ROUND(Z18) \
-	ROUND(Z19) \
-	ROUND(Z20) \
-	ROUND(Z21) \
-	ROUND(Z22) \
-	ROUND(Z23) \
-	ROUND(Z24) \
-	ROUND(Z25) \
-	ROUND(Z26) \
-	ROUND(Z27) \
-	ROUND(Z28) \
-	ROUND(Z29) \
+// ROUNDS makes key stream of the counters in Z0-Z3. R is ROUND, or TAGROUND for
+// the tag's mask besides.
+#define ROUNDS(R) \
+	R(Z17, X17) \
+	R(Z18, X18) \
+	R(Z19, X19) \
+	R(Z20, X20) \
+	R(Z21, X21) \
+	R(Z22, X22) \
+	R(Z23, X23) \
+	R(Z24, X24) \
+	R(Z25, X25) \
+	R(Z26, X26) \
+	R(Z27, X27) \
+	R(Z28, X28) \
+	R(Z29, X29) \
 	LASTROUND
+
+// HASHROUNDS does ROUNDS, and HASH for what REVERSE prepared, in turns: neither
+// waits for the other, and the CPU does not look far enough ahead to find out.
+#define HASHROUNDS(R) \
+	R(Z17, X17)                \
+	MULTIPLY(power(12), Z5)    \
+	R(Z18, X18)                \
+	R(Z19, X19)                \
+	MULTIPLYADD(power(8), Z6)  \
+	R(Z20, X20)                \
+	R(Z21, X21)                \
+	MULTIPLYADD(power(4), Z7)  \
+	R(Z22, X22)                \
+	R(Z23, X23)                \
+	VPXORQ Z14, Z4, Z4         \
+	MULTIPLYADD(power(16), Z4) \
+	R(Z24, X24)                \
+	R(Z25, X25)                \
+	R(Z26, X26)                \
+	REDUCE                     \
+	R(Z27, X27)                \
+	R(Z28, X28)                \
+	R(Z29, X29)                \
+	LASTROUND
+
+// SEALTEXT encrypts 256 bytes with the key stream.
+#define SEALTEXT \
+	VPXORQ    0(DI), Z0, Z4   \
+	VPXORQ    64(DI), Z1, Z5  \
+	VPXORQ    128(DI), Z2, Z6 \
+	VPXORQ    192(DI), Z3, Z7 \
+	VMOVDQU64 Z4, 0(DI)       \
+	VMOVDQU64 Z5, 64(DI)      \
+	VMOVDQU64 Z6, 128(DI)     \
+	VMOVDQU64 Z7, 192(DI)     \
+	REVERSE                   \
+	ADDQ      $256, DI        \
+	SUBQ      $256, CX
 
 // MASKS sets K1 to K4 to the bytes that are left, CX of them, at most 255.
 #define MASKS \
@@ -199,29 +243,14 @@ GLOBL four<>(SB), RODATA|NOPTR, $64
 	BZHIQ   R11, AX, R10 \
 	KMOVQ   R10, K4
 
-// LASTSTREAM makes the rest of the key stream, and the tag's mask in X13.
-#define LASTSTREAM \
-	COUNTERS                             \
-	VMOVQ       (R8), X13                \
-	VPINSRD     $2, 8(R8), X13, X13      \
-	MOVL        $0x01000000, AX          \
-	VPINSRD     $3, AX, X13, X13         \
-	VPXORQ      X16, X13, X13            \
-	TAGROUND(Z17, X17)                   \
-	TAGROUND(Z18, X18)                   \
-	TAGROUND(Z19, X19)                   \
-	TAGROUND(Z20, X20)                   \
-	TAGROUND(Z21, X21)                   \
-	TAGROUND(Z22, X22)                   \
-	TAGROUND(Z23, X23)                   \
-	TAGROUND(Z24, X24)                   \
-	TAGROUND(Z25, X25)                   \
-	TAGROUND(Z26, X26)                   \
-	TAGROUND(Z27, X27)                   \
-	TAGROUND(Z28, X28)                   \
-	TAGROUND(Z29, X29)                   \
-	LASTROUND                            \
-	VAESENCLAST X30, X13, X13
+// LASTCOUNTERS are those of the rest, and that of the tag in X13.
+#define LASTCOUNTERS \
+	COUNTERS                        \
+	VMOVQ       (R8), X13           \
+	VPINSRD     $2, 8(R8), X13, X13 \
+	MOVL        $0x01000000, AX     \
+	VPINSRD     $3, AX, X13, X13    \
+	VPXORQ      X16, X13, X13
 
 // LOADREST loads the CX bytes that are left, and zeros behind them.
 #define LOADREST \
@@ -244,6 +273,7 @@ GLOBL four<>(SB), RODATA|NOPTR, $64
 	ANDQ    $~15, AX                                \
 	LEAQ    power(1), R10                           \
 	SUBQ    AX, R10                                 \
+	REVERSE                                         \
 	HASH(0(R10), 64(R10), 128(R10), 192(R10))       \
 	SHLQ    $3, BX                                  \
 	VMOVQ   BX, X4                                  \
@@ -271,28 +301,33 @@ TEXT ·seal(SB), NOSPLIT, $0-48
 	START
 	CMPQ CX, $256
 	JLT  rest
+	COUNTERS
+	ROUNDS(ROUND)
+	SEALTEXT
+	CMPQ CX, $256
+	JLT  last
 
 whole:
 	COUNTERS
-	ROUNDS
-	VPXORQ    0(DI), Z0, Z4
-	VPXORQ    64(DI), Z1, Z5
-	VPXORQ    128(DI), Z2, Z6
-	VPXORQ    192(DI), Z3, Z7
-	VMOVDQU64 Z4, 0(DI)
-	VMOVDQU64 Z5, 64(DI)
-	VMOVDQU64 Z6, 128(DI)
-	VMOVDQU64 Z7, 192(DI)
-	HASH(power(16), power(12), power(8), power(4))
-	REDUCE
-	ADDQ      $256, DI
-	SUBQ      $256, CX
-	CMPQ      CX, $256
-	JGE       whole
+	HASHROUNDS(ROUND)
+	SEALTEXT
+	CMPQ CX, $256
+	JGE  whole
+
+last:
+	MASKS
+	LASTCOUNTERS
+	HASHROUNDS(TAGROUND)
+	VAESENCLAST X30, X13, X13
+	JMP  crypt
 
 rest:
 	MASKS
-	LASTSTREAM
+	LASTCOUNTERS
+	ROUNDS(TAGROUND)
+	VAESENCLAST X30, X13, X13
+
+crypt:
 	LOADREST
 	VPXORQ     Z0, Z4, Z4
 	VPXORQ     Z1, Z5, Z5
@@ -315,21 +350,20 @@ TEXT ·open(SB), NOSPLIT, $0-48
 
 whole:
 	COUNTERS
-	ROUNDS
 	VMOVDQU64 0(DI), Z4
 	VMOVDQU64 64(DI), Z5
 	VMOVDQU64 128(DI), Z6
 	VMOVDQU64 192(DI), Z7
-	VPXORQ    Z4, Z0, Z0
-	VPXORQ    Z5, Z1, Z1
-	VPXORQ    Z6, Z2, Z2
-	VPXORQ    Z7, Z3, Z3
+	REVERSE
+	HASHROUNDS(ROUND)
+	VPXORQ    0(DI), Z0, Z0
+	VPXORQ    64(DI), Z1, Z1
+	VPXORQ    128(DI), Z2, Z2
+	VPXORQ    192(DI), Z3, Z3
 	VMOVDQU64 Z0, 0(DI)
 	VMOVDQU64 Z1, 64(DI)
 	VMOVDQU64 Z2, 128(DI)
 	VMOVDQU64 Z3, 192(DI)
-	HASH(power(16), power(12), power(8), power(4))
-	REDUCE
 	ADDQ      $256, DI
 	SUBQ      $256, CX
 	CMPQ      CX, $256
@@ -337,7 +371,9 @@ whole:
 
 rest:
 	MASKS
-	LASTSTREAM
+	LASTCOUNTERS
+	ROUNDS(TAGROUND)
+	VAESENCLAST X30, X13, X13
 	LOADREST
 	VPXORQ    Z4, Z0, Z0
 	VPXORQ    Z5, Z1, Z1

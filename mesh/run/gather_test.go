@@ -3,6 +3,7 @@ package run
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -129,6 +130,24 @@ func TestGatherBound(t *testing.T) {
 			return
 		}
 		if !j.Add(p.h, p.frame) {
+			t.Fatalf("datagram %d refused", i)
+		}
+	}
+}
+
+// TestGatherLongHeaders: an extension header may bring the transport header as
+// far as a byte can tell.
+func TestGatherLongHeaders(t *testing.T) {
+	var j Joiner
+	for i, p := range datagrams(t, runSpec{v6: true}, chunks(make([]byte, 30), 10)) {
+		const at, n = ethLen + ipv6Len, 200
+		options := make([]byte, n)
+		options[0], options[1] = protoUDP, n/8-1
+		p.frame = slices.Insert(p.frame, at, options...)
+		p.frame[ethLen+ipv6Next] = 60
+		binary.BigEndian.PutUint16(p.frame[ethLen+ipv6PayloadLen:], uint16(len(p.frame)-at))
+		p.h.CsumStart += n
+		if !j.Add(p.h, p.frame) || !j.Open() {
 			t.Fatalf("datagram %d refused", i)
 		}
 	}

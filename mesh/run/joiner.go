@@ -35,7 +35,7 @@ type Joiner struct {
 	size   int  // payload of each piece but the last
 	final  byte // FIN and PSH, which only the last piece has
 
-	want [0x100]byte // scratch: headers as they must be
+	want [0xff + udpLen]byte // scratch: headers as they must be; the longest are datagrams', whose CsumStart is 0xff
 	buf  [VnetHdrLen + MaxFrame]byte
 }
 

@@ -90,10 +90,8 @@ func (s *Splitter) cut(maxFrame int) error {
 		return nil
 	}
 	s.header = wire.FrameHeader{
-		Flags:      wire.FlagNeedsCsum | wire.FlagTCP,
-		HdrLen:     uint8(l.hdrLen),
-		CsumStart:  uint8(l.l4),
-		CsumOffset: uint8(l.csumOffset()),
+		Flags:   wire.FlagNeedsCsum | wire.FlagTCP,
+		Offsets: wire.Offsets{HdrLen: uint8(l.hdrLen), CsumStart: uint8(l.l4), CsumOffset: uint8(l.csumOffset())},
 	}
 	if udp {
 		s.header.Flags = wire.FlagNeedsCsum | wire.FlagUDP

@@ -125,6 +125,38 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
+// TestOneLookForMany: the frames of a batch share what was found out about one of
+// them, but only with their like, and not with the next batch.
+func TestOneLookForMany(t *testing.T) {
+	hosts, devices := pair(t)
+	announce(key, hosts[1], macC, ipC, hosts...)
+	one, two, three := plain(macB, macA, "one"), plain(macB, macA, "two"), plain(macC, macA, "three")
+	devices[0].batches <- [][]byte{one, plain(macB, macC, "forged"), two, plain(macX, macA, "unknown"), three}
+	devices[0].batches <- [][]byte{plain(fdb.MAC{}, macA, "nobody"), three}
+	devices[0].settle(t)
+	devices[1].wantFrames(t, one, two, three, three)
+	wantDrops(t, hosts[0].stats().Out, map[string]uint64{"spoofed source": 1, "unknown destination": 2})
+
+	announce(key, hosts[1], macA, ipA, hosts[0])
+	hosts[0].tunnel.RemoveEndpoint(key, hosts[0].id, macA.String())
+	devices[0].batches <- [][]byte{three}
+	devices[0].settle(t)
+	wantDrops(t, hosts[0].stats().Out, map[string]uint64{"spoofed source": 2, "unknown destination": 2})
+
+	receive := func(from id.PeerID, text string) {
+		hosts[1].tunnel.Receive(from, 1, headerOf(key), plain(macB, macA, text)[run.VnetHdrLen:])
+	}
+	receive(hosts[0].id, "from where it is")
+	receive(id.PeerID{9}, "from elsewhere")
+	hosts[1].tunnel.Flush()
+	hosts[1].tunnel.SetEndpoint(key, Endpoint{ID: "moved", MAC: macA, IPs: addrs(ipA), Peer: id.PeerID{9}})
+	hosts[1].tunnel.RemoveEndpoint(key, hosts[0].id, macA.String())
+	receive(hosts[0].id, "from where it was")
+	hosts[1].tunnel.Flush()
+	devices[1].wantFrames(t, plain(macB, macA, "from where it is"))
+	wantDrops(t, hosts[1].stats().In, map[string]uint64{"spoofed source": 2})
+}
+
 // One turn, there and back up to the TAP, without the seal and the kernel.
 func BenchmarkTurn(b *testing.B) {
 	for _, name := range []string{"run", "small"} {
@@ -246,7 +278,7 @@ func FuzzReceive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, counter uint64, flags, hdrLen, start, offset byte, frame []byte) {
 		h := newHosts(t, 1)[0]
 		h.attach(key, newFakeDevice())
-		header := wire.FrameHeader{Segment: segmentID(key), Flags: wire.FrameFlags(flags), HdrLen: hdrLen, CsumStart: start, CsumOffset: offset}
+		header := wire.FrameHeader{Segment: segmentID(key), Flags: wire.FrameFlags(flags), Offsets: wire.Offsets{HdrLen: hdrLen, CsumStart: start, CsumOffset: offset}}
 		for i := range uint64(3) {
 			h.tunnel.Receive(id.PeerID{2}, counter+i, header, frame)
 			header.Flags |= wire.FlagContinues

@@ -19,6 +19,14 @@ type inbound struct {
 	load    load
 
 	now time.Time // of this batch; zero before its first frame
+
+	// What was admitted last in this batch: most that comes at once is from one
+	// container to another.
+	admitted struct {
+		segment *segment // nil: nothing
+		from    id.PeerID
+		source  fdb.MAC
+	}
 }
 
 // Receive takes a frame that a peer sealed in the datagram of that counter. The
@@ -40,10 +48,7 @@ func (t *Tunnel) Receive(from id.PeerID, counter uint64, h wire.FrameHeader, fra
 		s.in.drop(dropMalformed, 1)
 		return
 	}
-	if in.now.IsZero() {
-		in.now = t.cfg.Clock()
-	}
-	if !s.admit(source, fdb.At(from), in.now) { // 8.
+	if !in.admit(s, from, source, t.cfg.Clock) { // 8.
 		s.in.drop(dropSpoofed, 1)
 		return
 	}
@@ -57,6 +62,22 @@ func (t *Tunnel) Receive(from id.PeerID, counter uint64, h wire.FrameHeader, fra
 func (t *Tunnel) Flush() {
 	t.in.write()
 	t.in.now = time.Time{}
+	t.in.admitted.segment = nil
+}
+
+func (in *inbound) admit(s *segment, from id.PeerID, source fdb.MAC, clock func() time.Time) bool {
+	last := &in.admitted
+	if last.segment == s && last.source == source && last.from == from {
+		return true
+	}
+	if in.now.IsZero() {
+		in.now = clock()
+	}
+	if !s.admit(source, fdb.At(from), in.now) {
+		return false
+	}
+	last.segment, last.from, last.source = s, from, source
+	return true
 }
 
 // join is step 7. It reports whether the frame continued what is held: it comes

@@ -38,6 +38,10 @@ type outbound struct {
 	bufs  [batchFrames][]byte
 	sizes [batchFrames]int
 
+	source fdb.MAC // admitted last in this batch; zero: none
+	to     fdb.MAC // looked up last in this batch, and who has it; zero: none
+	peer   id.PeerID
+
 	backlog backlog
 	brake   bool // the next TCP run of this batch is to lose a piece
 
@@ -72,6 +76,7 @@ func (o *outbound) turn() error {
 	}
 	now := o.clock()
 	o.brake = o.backlog.stands(now, more)
+	o.source, o.to = fdb.MAC{}, fdb.MAC{}
 	for i := range n {
 		o.frame(o.bufs[i][:o.sizes[i]], now)
 	}
@@ -92,9 +97,12 @@ func (o *outbound) frame(vnetFrame []byte, now time.Time) {
 		o.counters.drop(dropMalformed, 1)
 		return
 	}
-	if !o.seg.admit(source, fdb.Here(), now) { // 2.
-		o.counters.drop(dropSpoofed, 1)
-		return
+	if source != o.source { // 2.
+		if !o.seg.admit(source, fdb.Here(), now) {
+			o.counters.drop(dropSpoofed, 1)
+			return
+		}
+		o.source = source
 	}
 	if o.question(frame, to, now) { // 3.
 		return
@@ -141,13 +149,17 @@ func (o *outbound) forward(frame []byte, meta run.Meta, to fdb.MAC, now time.Tim
 		}
 		return
 	}
-	at, known := o.seg.lookup(to, now)
-	switch {
-	case !known:
-		o.counters.drop(dropUnknown, 1)
-	case !at.Local:
-		o.emit(at.Peer, frame, meta)
+	if to != o.to || to == (fdb.MAC{}) {
+		at, known := o.seg.lookup(to, now)
+		if !known {
+			o.counters.drop(dropUnknown, 1)
+		}
+		if !known || at.Local {
+			return
+		}
+		o.to, o.peer = to, at.Peer
 	}
+	o.emit(o.peer, frame, meta)
 }
 
 // emit is step 5. A piece of a run has a datagram for itself, which makes them

@@ -14,7 +14,7 @@ func TestGolden(t *testing.T) {
 	header := make([]byte, HeaderLen)
 	Header{Type: TypeSealed, Version: Version, Index: 0x01020304, Counter: 0x1112131415161718}.Put(header)
 	frame := make([]byte, FrameHeaderLen)
-	FrameHeader{Segment: 0xa1a2a3a4a5a6a7a8, Flags: FlagTCP | FlagMore, HdrLen: 54, CsumStart: 34, CsumOffset: 16}.Put(frame)
+	FrameHeader{Segment: 0xa1a2a3a4a5a6a7a8, Flags: FlagTCP | FlagMore, Offsets: Offsets{HdrLen: 54, CsumStart: 34, CsumOffset: 16}}.Put(frame)
 	for name, tt := range map[string]struct {
 		got  []byte
 		want string
@@ -59,11 +59,13 @@ func TestHeaderRoundTrip(t *testing.T) {
 func TestFrameRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		h := FrameHeader{
-			Segment:    SegmentID(rapid.Uint64().Draw(t, "segment")),
-			Flags:      FrameFlags(rapid.Byte().Draw(t, "flags")),
-			HdrLen:     rapid.Byte().Draw(t, "hdrlen"),
-			CsumStart:  rapid.Byte().Draw(t, "start"),
-			CsumOffset: rapid.Byte().Draw(t, "offset"),
+			Segment: SegmentID(rapid.Uint64().Draw(t, "segment")),
+			Flags:   FrameFlags(rapid.Byte().Draw(t, "flags")),
+			Offsets: Offsets{
+				HdrLen:     rapid.Byte().Draw(t, "hdrlen"),
+				CsumStart:  rapid.Byte().Draw(t, "start"),
+				CsumOffset: rapid.Byte().Draw(t, "offset"),
+			},
 		}
 		frame := rapid.SliceOf(rapid.Byte()).Draw(t, "frame")
 		b := make([]byte, FrameHeaderLen)

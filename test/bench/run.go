@@ -66,7 +66,7 @@ func parse(args []string) (settings, error) {
 	if flags.NArg() > 0 || s.rounds < 1 || s.window < 100*time.Millisecond || s.runs < 1 {
 		return s, fmt.Errorf("-rounds and -docker-runs are at least 1, -window at least 100ms, and there are no arguments")
 	}
-	whole := len(s.systems) == len(names) && len(s.measures) == len(kinds()) && len(s.modes) == 2
+	whole := os.Getenv(alsoEnv) == "" && len(s.systems) == len(names) && len(s.measures) == len(kinds()) && len(s.modes) == 2
 	switch {
 	case s.docs == "none", s.docs == "" && !whole:
 		s.docs = ""

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 )
@@ -32,18 +33,32 @@ const (
 	fast      = "weave-fast"
 )
 
+// alsoEnv names further binaries of Weave, for a change and what was before it
+// side by side, as in BENCH_ALSO=before=/tmp/weave1,after=/tmp/weave2.
+const alsoEnv = "BENCH_ALSO"
+
 // systems lists all, in the order of the tables.
 func systems() []system {
-	return []system{
+	all := []system{
 		{bare, "bare path", func(_ context.Context, p *pair) error { p.mtu = 1500; return nil }},
 		{vxlan, "kernel VXLAN, not encrypted", buildVXLAN},
-		{fast, "Weave, fast path, not encrypted", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveFast) }},
-		{sealed, "Weave, sealed, AES-256-GCM", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveAES) }},
-		{chacha, "Weave, sealed, ChaCha20-Poly1305", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveChaCha) }},
+		{fast, "Weave, fast path, not encrypted", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveFast, weaveBinary()) }},
+		{sealed, "Weave, sealed, AES-256-GCM", buildSealed(weaveBinary())},
+		{chacha, "Weave, sealed, ChaCha20-Poly1305", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveChaCha, weaveBinary()) }},
 		{nebula, "nebula, tuned", func(ctx context.Context, p *pair) error { return buildNebula(ctx, p, 1) }},
 		{nebulaMQ, "nebula, tuned, 2 routines", func(ctx context.Context, p *pair) error { return buildNebula(ctx, p, 2) }},
 		{wireguard, "userspace WireGuard", buildWireGuard},
 	}
+	for pair := range strings.SplitSeq(os.Getenv(alsoEnv), ",") {
+		if name, binary, ok := strings.Cut(pair, "="); ok {
+			all = append(all, system{name, "Weave, sealed, " + binary, buildSealed(binary)})
+		}
+	}
+	return all
+}
+
+func buildSealed(binary string) func(context.Context, *pair) error {
+	return func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveAES, binary) }
 }
 
 // overlay is the subnet of every system; side i has its address i+1.

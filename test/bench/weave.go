@@ -46,16 +46,18 @@ func noAES() string {
 
 const weavePassword = "only for the benchmark"
 
-// buildWeave starts the very binary of the plugin on each host, and plays
+func weaveBinary() string { return filepath.Join(dockerlab.BuildDir(), "weave") }
+
+// buildWeave starts a binary of the plugin on each host, and plays
 // Docker's part: a network and an endpoint by the plugin's own socket, and the
 // namespace that the endpoint's link goes to.
-func buildWeave(ctx context.Context, p *pair, kind weaveKind) error {
+func buildWeave(ctx context.Context, p *pair, kind weaveKind, binary string) error {
 	p.note = "bridge, veth and container on each host"
 	for i := range p.ends {
 		if err := p.addContainer(i, overlay(i).Addr()); err != nil {
 			return err
 		}
-		if err := p.startWeave(i, kind); err != nil {
+		if err := p.startWeave(i, kind, binary); err != nil {
 			return err
 		}
 	}
@@ -72,7 +74,7 @@ func buildWeave(ctx context.Context, p *pair, kind weaveKind) error {
 
 func (p *pair) weaveDir(i int) string { return filepath.Join(p.dir, fmt.Sprintf("h%d", i+1)) }
 
-func (p *pair) startWeave(i int, kind weaveKind) error {
+func (p *pair) startWeave(i int, kind weaveKind, binary string) error {
 	dir, e := p.weaveDir(i), p.ends[i]
 	for _, sub := range []string{"state", "run/docker/plugins", "run/weave"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
@@ -94,7 +96,7 @@ func (p *pair) startWeave(i int, kind weaveKind) error {
 	}
 	daemon, err := p.starter.start(program{
 		space: e.host.Namespace(), log: p.log("weave", i), env: env, cloneflags: unix.CLONE_NEWNS,
-		args: []string{self(), "weave", filepath.Join(dockerlab.BuildDir(), "weave")},
+		args: []string{self(), "weave", binary},
 	})
 	if err == nil {
 		p.daemons = append(p.daemons, daemon)
