@@ -13,14 +13,10 @@ import (
 
 // The guard is two tables:
 //
-//	table inet weave-vxlan {
+//	table ip weave-vxlan { # or ip6
 //	  set peers { type ipv4_addr; elements = { … } }
-//	  chain check {
-//	    ip saddr @peers return
-//	    drop
-//	  }
 //	  chain input { type filter hook input priority filter - 1;
-//	    udp dport 6784 jump check
+//	    udp dport 6784 ip saddr != @peers drop
 //	  }
 //	}
 //	table bridge weave-vxlan {
@@ -35,7 +31,8 @@ import (
 // host might bear a peer's address, and what they send to another host's would
 // be masqueraded and look like ours. Only if the underlay is itself behind a
 // bridge of this host, its ports are spared. Frames of our segments meet neither
-// table, and VXLAN's own packets only the first.
+// table, and VXLAN's own packets only the first: one rule, since each of them pays
+// for it.
 const (
 	guardTable = "weave-vxlan"
 	peerSet    = "peers"
@@ -86,8 +83,16 @@ func guardOf(family nftables.TableFamily) *nftables.Table {
 	return &nftables.Table{Name: guardTable, Family: family}
 }
 
+// family is that of the underlay: a VXLAN device listens on no other.
+func (f *Firewall) family() nftables.TableFamily {
+	if f.ours.Is6() {
+		return nftables.TableFamilyIPv6
+	}
+	return nftables.TableFamilyIPv4
+}
+
 func (f *Firewall) peers() *nftables.Set {
-	set := &nftables.Set{Table: guardOf(nftables.TableFamilyINet), Name: peerSet, KeyType: nftables.TypeIPAddr}
+	set := &nftables.Set{Table: guardOf(f.family()), Name: peerSet, KeyType: nftables.TypeIPAddr}
 	if f.ours.Is6() {
 		set.KeyType = nftables.TypeIP6Addr
 	}
@@ -142,7 +147,7 @@ func (f *Firewall) ensure(port uint16) (allowed []netip.Addr, err error) {
 
 // install replaces both tables in one transaction.
 func (f *Firewall) install(c *nftables.Conn, chains []chain, allowed []netip.Addr, names []string) error {
-	for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyBridge} {
+	for _, family := range []nftables.TableFamily{f.family(), nftables.TableFamilyBridge} {
 		c.AddTable(guardOf(family)) // so that deleting it cannot fail
 		c.DelTable(guardOf(family))
 		c.AddTable(guardOf(family))
@@ -224,7 +229,7 @@ func (f *Firewall) Deny(a netip.Addr) error {
 // Remove implements Guard.
 func (f *Firewall) Remove() error {
 	return f.do("take away", func(c *nftables.Conn) error {
-		for _, family := range []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyBridge} {
+		for _, family := range []nftables.TableFamily{f.family(), nftables.TableFamilyBridge} {
 			tables, err := c.ListTablesOfFamily(family)
 			if err != nil {
 				return notThere(err)

@@ -30,8 +30,7 @@ func (f *Firewall) chains(port uint16) []chain {
 			Priority: nftables.ChainPriorityRef(priority), Policy: &accept,
 		}
 	}
-	check := &nftables.Chain{Name: "check", Table: guardOf(nftables.TableFamilyINet)}
-	input := base(nftables.TableFamilyINet, *nftables.ChainPriorityFilter-1)
+	input := base(f.family(), *nftables.ChainPriorityFilter-1)
 	bridged := base(nftables.TableFamilyBridge, beforeFilter)
 	rule := func(c *nftables.Chain, what string, parts ...[]expr.Any) *nftables.Rule {
 		comment := fmt.Sprintf("weave: %s, port %d", what, port)
@@ -41,12 +40,8 @@ func (f *Firewall) chains(port uint16) []chain {
 		}
 	}
 	return []chain{
-		{check, []*nftables.Rule{
-			rule(check, "VXLAN from a peer", f.fromPeer(), verdict(expr.VerdictReturn, "")),
-			rule(check, "VXLAN from others", verdict(expr.VerdictDrop, "")),
-		}},
-		{input, []*nftables.Rule{rule(input, "VXLAN", toPort(port), verdict(expr.VerdictJump, check.Name))}},
-		{bridged, []*nftables.Rule{rule(bridged, "VXLAN from containers", toPort(port), notByPort(), verdict(expr.VerdictDrop, ""))}},
+		{input, []*nftables.Rule{rule(input, "VXLAN from strangers", toPort(port), f.notFromPeer(), drop())}},
+		{bridged, []*nftables.Rule{rule(bridged, "VXLAN from containers", toPort(port), notByPort(), drop())}},
 	}
 }
 
@@ -60,17 +55,15 @@ func toPort(port uint16) []expr.Any {
 	}
 }
 
-// fromPeer matches packets with the address of a peer.
-func (f *Firewall) fromPeer() []expr.Any {
-	family, offset, length := byte(unix.NFPROTO_IPV4), uint32(12), uint32(4)
+// notFromPeer matches packets with another address than that of a peer.
+func (f *Firewall) notFromPeer() []expr.Any {
+	offset, length := uint32(12), uint32(4)
 	if f.ours.Is6() {
-		family, offset, length = unix.NFPROTO_IPV6, 8, 16
+		offset, length = 8, 16
 	}
 	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
-		&expr.Lookup{SourceRegister: 1, SetName: peerSet},
+		&expr.Lookup{SourceRegister: 1, SetName: peerSet, Invert: true},
 	}
 }
 
@@ -82,6 +75,4 @@ func notByPort() []expr.Any {
 	}
 }
 
-func verdict(kind expr.VerdictKind, chain string) []expr.Any {
-	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
-}
+func drop() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}} }
