@@ -13,7 +13,9 @@
 //	     <───────────────────────────────────────────────────
 //	    maxMisses in a row, or no full probe for fullPatience
 //
-// A report that names a probe sent just now is a hit, else it is a miss. Some
+// A report that names a probe sent just now is a hit, else it is a miss. While a
+// path is steady, fewer probes are sent; a report is due when a probe came, or
+// when one should have. Some
 // probes are full: as long as the longest frame. What lets only short ones
 // through is no path either, so a path that is down rises by full ones. The way
 // up is longer after each fall, so that a path that comes and goes is left
@@ -25,12 +27,21 @@ package beat
 
 import "time"
 
-// Interval is how often a probe and a report are to be sent.
-const Interval = 400 * time.Millisecond
+const (
+	// Interval is how often Probe is to be asked, and whether a report is due.
+	Interval = 400 * time.Millisecond
+	// Overdue is how long after a probe the next must have come: who has heard
+	// none for so long reports that each Interval.
+	Overdue = (steadyEvery + 1) * Interval
+)
 
-// A path that is cut is given up within fresh, maxMisses reports and the way of
+// A path that is cut is given up within Overdue, maxMisses reports and the way of
 // one: less than 3 s.
 const (
+	// steadyEvery is how many intervals a probe is for if a path has been up
+	// without a miss for calm.
+	steadyEvery = 3
+
 	// fresh is how old the probe in a report may be: the way there and back and
 	// two intervals fit in. freshFull is the same for full ones.
 	fresh     = time.Second
@@ -38,7 +49,7 @@ const (
 
 	maxMisses    = 3
 	fullPatience = 4 * time.Second // and until then every second probe is full
-	fullEvery    = 10              // probes, while all is well
+	fullEvery    = 10              // intervals, while all is well
 
 	firstHits  = 3
 	backHits   = 12              // 5 s
@@ -76,9 +87,11 @@ type Path struct {
 	next  uint64
 	sent  [remembered]sent
 	count int // of the probes sent
+	ticks int // of the intervals
 
 	misses, hits, need int
 	upSince            time.Time
+	missed             time.Time // when it was last up without a hit
 	told               time.Time // when the peer last said anything
 
 	// unheard is when the first full probe was sent that is not known to have
@@ -107,13 +120,22 @@ func (p *Path) Up() bool { return p.state == Up }
 // State tells more.
 func (p *Path) State() State { return p.state }
 
-// Probe returns the probe to be sent now.
-func (p *Path) Probe(now time.Time) Probe {
+// Probe returns the probe to be sent now, false if there is none this time.
+func (p *Path) Probe(now time.Time) (_ Probe, due bool) {
+	p.ticks++
+	steady := p.Up() && now.Sub(p.upSince) >= calm && now.Sub(p.missed) >= calm
+	if steady && p.ticks%steadyEvery != 0 {
+		return Probe{}, false
+	}
 	if p.next == 0 {
 		p.next++ // 0 is none
 	}
 	every := 2
-	if p.Up() && p.unheard.IsZero() {
+	switch {
+	case !p.Up() || !p.unheard.IsZero():
+	case steady:
+		every = fullEvery / steadyEvery
+	default:
 		every = fullEvery
 	}
 	out := Probe{Seq: p.next, Full: p.count%every == 0}
@@ -123,7 +145,7 @@ func (p *Path) Probe(now time.Time) Probe {
 	p.sent[p.count%remembered] = sent{out, now}
 	p.next++
 	p.count++
-	return out
+	return out, true
 }
 
 // Report takes what the peer says.
@@ -132,7 +154,7 @@ func (p *Path) Report(now time.Time, r Report) {
 	if full {
 		p.unheard = time.Time{}
 	}
-	away := now.Sub(p.told) > fresh
+	away := r.Any == 0 || now.Sub(p.told) > Overdue // what it says of full probes may be old
 	p.told = now
 	if p.Up() {
 		p.whileUp(now, short, away)
@@ -142,15 +164,18 @@ func (p *Path) Report(now time.Time, r Report) {
 }
 
 func (p *Path) whileUp(now time.Time, short, away bool) {
-	switch {
-	case !short:
+	if away {
+		p.unheard = time.Time{}
+	}
+	if !short {
+		p.missed = now
 		if p.misses++; p.misses == maxMisses {
 			p.fall(now, Silent)
 		}
 		return
-	case p.misses > 0 || away: // what it says of full probes may be old
-		p.misses, p.unheard = 0, time.Time{}
-	case !p.unheard.IsZero() && now.Sub(p.unheard) >= fullPatience:
+	}
+	p.misses = 0
+	if !p.unheard.IsZero() && now.Sub(p.unheard) >= fullPatience {
 		p.fall(now, Cut)
 	}
 }

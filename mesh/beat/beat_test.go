@@ -21,6 +21,10 @@ type lane struct {
 	*Path
 	now     time.Time
 	heard   Report
+	heardAt time.Time
+	told    Report
+	probes  int
+	reports int
 	delay   time.Duration
 	cut     bool // no probe arrives
 	narrow  bool // no full probe arrives
@@ -38,19 +42,25 @@ func newLane(up bool) *lane { return &lane{Path: New(1000, up, start), now: star
 
 // step is one interval: a probe, and a report half an interval later.
 func (l *lane) step() {
-	p := l.Probe(l.now)
-	if !l.cut && (!l.narrow || !p.Full) {
+	p, due := l.Probe(l.now)
+	if due {
+		l.probes++
+	}
+	if due && !l.cut && (!l.narrow || !p.Full) {
 		l.flights = append(l.flights, flight{p, l.now.Add(l.delay)})
 	}
 	l.now = l.now.Add(Interval / 2)
 	for len(l.flights) > 0 && !l.flights[0].at.After(l.now) {
 		p := l.flights[0]
 		l.flights = l.flights[1:]
+		l.heardAt = l.now
 		if l.heard.Any = p.Seq; p.Full {
 			l.heard.Full = p.Seq
 		}
 	}
-	if !l.dead {
+	if !l.dead && (l.heard != l.told || l.now.Sub(l.heardAt) >= Overdue) {
+		l.told = l.heard
+		l.reports++
 		was := l.Up()
 		l.Report(l.now, l.heard)
 		if was && !l.Up() {
@@ -97,7 +107,7 @@ func TestCutIsNoticed(t *testing.T) {
 	l := newLane(false)
 	l.until(t, true)
 	l.cut = true
-	if took := l.until(t, false); took > 2500*time.Millisecond {
+	if took := l.until(t, false); took > 3*time.Second {
 		t.Errorf("took %s", took)
 	}
 	if l.State() != Silent {
@@ -116,6 +126,34 @@ func TestCutIsNoticed(t *testing.T) {
 	}
 	if took := l.until(t, true); took < 3*time.Second || took > 7*time.Second {
 		t.Errorf("back after %s", took)
+	}
+}
+
+// TestSteadyPathIsCheap holds that a path that has been up for long costs a third,
+// and that it is given up as fast as any, whenever it is cut.
+func TestSteadyPathIsCheap(t *testing.T) {
+	l := newLane(false)
+	l.until(t, true)
+	l.run(calm)
+	l.probes, l.reports = 0, 0
+	l.run(2 * time.Minute)
+	const want = int(2 * time.Minute / Interval / steadyEvery)
+	if l.probes > want+1 || l.reports > want+1 || l.falls > 0 {
+		t.Errorf("%d probes and %d reports, want %d; %d falls", l.probes, l.reports, want, l.falls)
+	}
+	for phase := range time.Duration(2 * steadyEvery) {
+		l := newLane(true)
+		l.run(calm + phase*Interval)
+		l.cut = true
+		if took := l.until(t, false); took >= 3*time.Second {
+			t.Errorf("cut in interval %d it takes %s", phase, took)
+		}
+		l = newLane(true)
+		l.run(calm + phase*Interval)
+		l.narrow = true
+		if took := l.until(t, false); took > 10*time.Second {
+			t.Errorf("for long frames it takes %s", took)
+		}
 	}
 }
 
@@ -182,7 +220,7 @@ func TestAdoptedPath(t *testing.T) {
 	}
 	l = newLane(true)
 	l.cut = true
-	if took := l.until(t, false); took > 2500*time.Millisecond {
+	if took := l.until(t, false); took > 3*time.Second {
 		t.Errorf("took %s", took)
 	}
 }
@@ -219,7 +257,7 @@ func TestLongWay(t *testing.T) {
 func TestLuckyGuessesAndOldNumbers(t *testing.T) {
 	p := New(1<<60, false, start)
 	now := start
-	old := p.Probe(now)
+	old, _ := p.Probe(now)
 	for i := range 50 {
 		now = now.Add(Interval)
 		p.Probe(now)
@@ -250,7 +288,8 @@ func TestSomeLoss(t *testing.T) {
 
 func TestZeroIsNoNumber(t *testing.T) {
 	p := New(^uint64(0), false, start)
-	if a, b := p.Probe(start), p.Probe(start); a.Seq != ^uint64(0) || b.Seq != 1 {
+	a, _ := p.Probe(start)
+	if b, _ := p.Probe(start); a.Seq != ^uint64(0) || b.Seq != 1 {
 		t.Errorf("probes %d and %d", a.Seq, b.Seq)
 	}
 }

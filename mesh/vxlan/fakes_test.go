@@ -238,6 +238,7 @@ type fakeHost struct {
 	changed int
 	bound   string
 	binds   int
+	beats   int      // probes and reports sent
 	keys    []string // segments that it is on
 }
 
@@ -290,6 +291,7 @@ func (h *fakeHost) Away() (away []netip.Addr) {
 }
 
 func (h *fakeHost) SendReport(p id.PeerID, body []byte) {
+	h.beats++
 	for _, other := range h.w.hosts {
 		if other.self == p && !other.dead && !h.w.down(h, other) {
 			other.Heard(h.self, body)
@@ -307,6 +309,7 @@ func (h *fakeHost) Bind(link string) error { h.bound = link; h.binds++; return n
 
 // Send goes where the heart-beats' device sends it.
 func (h *fakeHost) Send(frame []byte) error {
+	h.beats++
 	d := h.kernel.devices[h.bound]
 	if d == nil {
 		return unix.ENXIO

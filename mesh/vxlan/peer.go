@@ -22,6 +22,9 @@ type peer struct {
 	why    string     // VXLAN cannot go where the session goes; empty if it can
 	path   *beat.Path // to addr
 	heard  beat.Report
+
+	heardAt time.Time
+	told    beat.Report // the last report to it
 }
 
 // hold notes that a peer has one more segment of ours. mu is held.

@@ -171,11 +171,24 @@ func (s *Switch) tendNew(now time.Time) {
 	}
 }
 
-// letter is what one peer is sent in a tick.
+// letter is what one peer is sent in a tick: either, or both.
 type letter struct {
 	to     id.PeerID
-	probe  beat.Probe
-	report beat.Report
+	probe  *beat.Probe
+	report *beat.Report
+}
+
+// letter returns what a peer is to be sent now. mu is held.
+func (x *peer) letter(now time.Time) letter {
+	l := letter{to: x.id}
+	if p, due := x.path.Probe(now); due {
+		l.probe = &p
+	}
+	if x.heard != x.told || now.Sub(x.heardAt) >= beat.Overdue {
+		r := x.heard
+		x.told, l.report = r, &r
+	}
+	return l
 }
 
 // beat sends probes and reports to all peers that may be on the fast path.
@@ -185,7 +198,7 @@ func (s *Switch) beat(now time.Time) {
 	var letters []letter
 	for _, x := range s.peers {
 		if x.path != nil && x.linked && s.bound && s.mayBeFast(x) {
-			letters = append(letters, letter{x.id, x.path.Probe(now), x.heard})
+			letters = append(letters, x.letter(now))
 		}
 	}
 	for _, g := range s.segments {
@@ -196,9 +209,12 @@ func (s *Switch) beat(now time.Time) {
 	frame := make([]byte, 0, length)
 	var body [beat.ReportLen]byte
 	for _, l := range letters {
-		// What cannot be sent is as good as lost.
-		_ = s.cfg.Probes.Send(beat.AppendProbe(frame, l.probe, s.cfg.Self, l.to, length))
-		s.cfg.Mesh.SendReport(l.to, beat.AppendReport(body[:0], l.report))
+		if l.probe != nil { // what cannot be sent is as good as lost
+			_ = s.cfg.Probes.Send(beat.AppendProbe(frame, *l.probe, s.cfg.Self, l.to, length))
+		}
+		if l.report != nil {
+			s.cfg.Mesh.SendReport(l.to, beat.AppendReport(body[:0], *l.report))
+		}
 	}
 }
 
@@ -292,6 +308,7 @@ func (s *Switch) take(frame []byte) {
 	if x == nil {
 		return
 	}
+	x.heardAt = s.cfg.Clock()
 	if x.heard.Any = p.Seq; p.Full {
 		x.heard.Full = p.Seq
 	}

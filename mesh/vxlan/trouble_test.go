@@ -312,3 +312,21 @@ func TestDeaf(t *testing.T) {
 		t.Errorf("bound %d times, want 2", a.binds)
 	}
 }
+
+// TestIdleIsCheap holds that peers that have long been up cost a third, and are
+// given up in time all the same.
+func TestIdleIsCheap(t *testing.T) {
+	w, a, b := pair(t)
+	w.awaitFast(a, b)
+	w.run(10 * time.Second)
+	cost := func() int { a.beats = 0; w.run(24 * time.Second); return a.beats }
+	young := cost()
+	w.run(6 * time.Minute)
+	if old := cost(); old > young/3+2 {
+		t.Errorf("%d probes and reports in the end, %d at first", old, young)
+	}
+	w.cut = func(_, _ *fakeHost, _ []byte) bool { return true }
+	if took := w.until("a to fall back", func() bool { return !a.isFast(b) }); took > 3200*time.Millisecond {
+		t.Errorf("took %s", took)
+	}
+}
