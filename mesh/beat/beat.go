@@ -38,9 +38,10 @@ const (
 // A path that is cut is given up within Overdue, maxMisses reports and the way of
 // one: less than 3 s.
 const (
-	// steadyEvery is how many intervals a probe is for if a path has been up
-	// without a miss for calm.
+	// steadyEvery is how many intervals a probe is for if a path has been up for
+	// settled, and without a miss for calm.
 	steadyEvery = 3
+	settled     = 30 * time.Second
 
 	// fresh is how old the probe in a report may be: the way there and back and
 	// two intervals fit in. freshFull is the same for full ones.
@@ -123,7 +124,7 @@ func (p *Path) State() State { return p.state }
 // Probe returns the probe to be sent now, false if there is none this time.
 func (p *Path) Probe(now time.Time) (_ Probe, due bool) {
 	p.ticks++
-	steady := p.Up() && now.Sub(p.upSince) >= calm && now.Sub(p.missed) >= calm
+	steady := p.Up() && now.Sub(p.upSince) >= settled && now.Sub(p.missed) >= calm
 	if steady && p.ticks%steadyEvery != 0 {
 		return Probe{}, false
 	}

@@ -134,7 +134,7 @@ func TestCutIsNoticed(t *testing.T) {
 func TestSteadyPathIsCheap(t *testing.T) {
 	l := newLane(false)
 	l.until(t, true)
-	l.run(calm)
+	l.run(settled)
 	l.probes, l.reports = 0, 0
 	l.run(2 * time.Minute)
 	const want = int(2 * time.Minute / Interval / steadyEvery)

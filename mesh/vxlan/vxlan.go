@@ -35,7 +35,8 @@
 // so that frames flow while the plugin restarts.
 //
 // VXLAN proves nothing about who sent a frame. A guard in the packet filter lets
-// in only the addresses of peers, and nothing that a container sends.
+// in only the addresses of peers, and nothing that a container sends. Who flushes
+// all tables takes it away until it is next looked at, some seconds.
 //
 // Locks: op is held by the one who speaks to the kernel, mu guards the state and
 // is never held over a call of the kernel, the tunnel or the mesh, but for
