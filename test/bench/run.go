@@ -250,7 +250,7 @@ func (b *bench) persist(ctx context.Context, p running, measure func() ([]figure
 // WireGuard.
 func (b *bench) measureLoss(ctx context.Context) error {
 	for _, p := range b.pairs {
-		if p.name == sealed || p.name == wireguard {
+		if p.lossy {
 			if err := p.setOffloads(false); err != nil {
 				return err
 			}
@@ -258,7 +258,7 @@ func (b *bench) measureLoss(ctx context.Context) error {
 	}
 	for round := range b.rounds {
 		for _, p := range b.pairs {
-			if p.name != sealed && p.name != wireguard {
+			if !p.lossy {
 				continue
 			}
 			if err := b.loseOne(ctx, p, round); err != nil {

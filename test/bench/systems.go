@@ -19,6 +19,7 @@ type system struct {
 	name  string // in flags and figures
 	title string // in tables
 	build func(context.Context, *pair) error
+	lossy bool // is measured with loss, too
 }
 
 // Names of the systems that targets speak of.
@@ -40,18 +41,18 @@ const alsoEnv = "BENCH_ALSO"
 // systems lists all, in the order of the tables.
 func systems() []system {
 	all := []system{
-		{bare, "bare path", func(_ context.Context, p *pair) error { p.mtu = 1500; return nil }},
-		{vxlan, "kernel VXLAN, not encrypted", buildVXLAN},
-		{fast, "Weave, fast path, not encrypted", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveFast, weaveBinary()) }},
-		{sealed, "Weave, sealed, AES-256-GCM", buildSealed(weaveBinary())},
-		{chacha, "Weave, sealed, ChaCha20-Poly1305", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveChaCha, weaveBinary()) }},
-		{nebula, "nebula, tuned", func(ctx context.Context, p *pair) error { return buildNebula(ctx, p, 1) }},
-		{nebulaMQ, "nebula, tuned, 2 routines", func(ctx context.Context, p *pair) error { return buildNebula(ctx, p, 2) }},
-		{wireguard, "userspace WireGuard", buildWireGuard},
+		{bare, "bare path", func(_ context.Context, p *pair) error { p.mtu = 1500; return nil }, false},
+		{vxlan, "kernel VXLAN, not encrypted", buildVXLAN, false},
+		{fast, "Weave, fast path, not encrypted", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveFast, weaveBinary()) }, false},
+		{sealed, "Weave, sealed, AES-256-GCM", buildSealed(weaveBinary()), true},
+		{chacha, "Weave, sealed, ChaCha20-Poly1305", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveChaCha, weaveBinary()) }, false},
+		{nebula, "nebula, tuned", func(ctx context.Context, p *pair) error { return buildNebula(ctx, p, 1) }, false},
+		{nebulaMQ, "nebula, tuned, 2 routines", func(ctx context.Context, p *pair) error { return buildNebula(ctx, p, 2) }, false},
+		{wireguard, "userspace WireGuard", buildWireGuard, true},
 	}
 	for pair := range strings.SplitSeq(os.Getenv(alsoEnv), ",") {
 		if name, binary, ok := strings.Cut(pair, "="); ok {
-			all = append(all, system{name, "Weave, sealed, " + binary, buildSealed(binary)})
+			all = append(all, system{name, "Weave, sealed, " + binary, buildSealed(binary), true})
 		}
 	}
 	return all
