@@ -38,6 +38,7 @@ const (
 	FaultStrangers  Fault = "strangers"   // no peer counts the others when a majority is asked for
 	FaultDeaf       Fault = "deaf"        // releases do not arrive
 	FaultHeirs      Fault = "heirs"       // who inherits is not told what others were given
+	FaultGhosts     Fault = "ghosts"      // who inherits is not told what containers hold there
 	FaultElectors   Fault = "electors"    // who asks for votes seems to know everybody
 )
 

@@ -123,6 +123,10 @@ func TestFaultsAreFound(t *testing.T) {
 			p.Rates, p.Quiet, p.Steps = rates{cast: 1, delay: time.Millisecond}, true, 80
 			p.Weights = []weight{{stepPool, 10}, {stepClaim, 40}, {stepLease, 5}, {stepRelease, 20}, {stepCrash, 5}, {stepRemove, 10}, {stepStart, 2}}
 		}},
+		{FaultGhosts, "which knew when it inherited it", func(p *Plan) {
+			p.Rates, p.Quiet, p.Steps, p.Hosts = rates{delay: time.Millisecond}, true, 80, 2
+			p.Weights = []weight{{stepPool, 10}, {stepLease, 40}, {stepCrash, 10}, {stepRemove, 20}, {stepStart, 2}}
+		}},
 		{FaultElectors, "without a majority", func(p *Plan) { p.Grows, p.Hosts = true, 6 }},
 	} {
 		t.Run(string(test.fault)+": "+test.want, func(t *testing.T) {

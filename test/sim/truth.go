@@ -31,12 +31,11 @@ type seeded struct {
 // ring. Clusters apart may each have granted it, and so may a removed peer and
 // its heir.
 type grant struct {
-	kind   ipam.Kind
-	seed   ring.SeedID
-	by     ring.Peer
-	owner  ring.Peer // of a shared address: who reserves it
-	asking bool
-	lost   bool // of a lease: the range went to another peer, as it may
+	kind  ipam.Kind
+	seed  ring.SeedID
+	by    ring.Peer
+	owner ring.Peer // of a shared address: who reserves it
+	lost  bool      // of a lease: the range went to another peer, as it may
 }
 
 // removal is what was on all disks when a peer was first said to be gone.
@@ -287,12 +286,27 @@ func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
 		w.truth.heritage[s][gone].Add(i.Range)
 	}
 	w.truth.inheritance[s] = append(w.truth.inheritance[s], i)
+	w.noteGhosts(p, s.pool, i)
 	if known == nil {
 		return
 	}
 	for _, t := range known.Chunk().Tokens {
 		if t.Owner != p.id && i.Contains(t.Start) && !slices.Contains(i.from, t.Owner) && passedOver(now, t) {
 			w.fail("pool %s: %s inherits %s from %v, though peers that it knows know that %s owns %s", s.pool, p.id, i.Range, i.from, t.Owner, t.Start)
+		}
+	}
+}
+
+// noteGhosts notes which containers of removed peers their heir knows of, and must
+// know for ever. w.mu is held.
+func (w *world) noteGhosts(p *peer, pool netip.Prefix, i inheritance) {
+	for _, gone := range i.from {
+		if r := p.proc.views[gone]; r != nil {
+			for k := range r.endpoints {
+				if k.pool == pool && i.Contains(k.addr) {
+					p.ghosts[k] = gone
+				}
+			}
 		}
 	}
 }
