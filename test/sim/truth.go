@@ -207,33 +207,47 @@ func (w *world) joinRings() {
 // noteHeir looks for ranges that a peer has just taken over from removed ones.
 func (w *world) noteHeir(p *peer, old, now, all *ring.Ring) {
 	var from []ring.Peer
-	tokens := now.Chunk().Tokens
-	for i, t := range tokens {
-		if t.Owner != p.id || epoch(t) == 0 || all != nil && epoch(t) <= epoch(tokenOf(all, t.Start)) {
+	for _, t := range tokens(now) {
+		if t.Owner != p.id || epoch(t.Token) == 0 {
 			continue
 		}
-		if from == nil {
-			from = w.inheritsFrom(p)
+		parts := []space.Range{t.Range}
+		if all != nil {
+			parts = nil
+			for _, before := range tokens(all) {
+				if part, ok := before.Intersect(t.Range); ok && before.Owner != p.id && epoch(before.Token) < epoch(t.Token) {
+					parts = append(parts, part)
+				}
+			}
 		}
-		r := space.Range{First: t.Start, Last: space.Of(now.Pool()).Last}
-		if i+1 < len(tokens) {
-			r.Last = tokens[i+1].Start.Prev()
+		for _, part := range parts {
+			if from == nil {
+				from = w.inheritsFrom(p)
+			}
+			w.noteInherited(p, old, now, inheritance{part, from})
 		}
-		w.noteInherited(p, old, now, inheritance{r, from})
 	}
+}
+
+// token is one with the range that it starts.
+type token struct {
+	ring.Token
+	space.Range
+}
+
+func tokens(r *ring.Ring) []token {
+	chunk := r.Chunk().Tokens
+	all := make([]token, len(chunk))
+	for i, t := range chunk {
+		all[i] = token{t, space.Range{First: t.Start, Last: space.Of(r.Pool()).Last}}
+		if i+1 < len(chunk) {
+			all[i].Last = chunk[i+1].Start.Prev()
+		}
+	}
+	return all
 }
 
 func epoch(t ring.Token) uint64 { return t.Version >> 32 }
-
-// tokenOf is the token in whose range an address lies.
-func tokenOf(r *ring.Ring, a netip.Addr) ring.Token {
-	tokens := r.Chunk().Tokens
-	i, exact := slices.BinarySearchFunc(tokens, a, func(t ring.Token, a netip.Addr) int { return t.Start.Compare(a) })
-	if !exact {
-		i--
-	}
-	return tokens[i]
-}
 
 // inheritsFrom lists the removed peers whose heir a peer takes itself for.
 func (w *world) inheritsFrom(p *peer) (from []ring.Peer) {
@@ -290,9 +304,13 @@ func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
 	if known == nil {
 		return
 	}
-	for _, t := range known.Chunk().Tokens {
-		if t.Owner != p.id && i.Contains(t.Start) && !slices.Contains(i.from, t.Owner) && passedOver(now, t) {
-			w.fail("pool %s: %s inherits %s from %v, though peers that it knows know that %s owns %s", s.pool, p.id, i.Range, i.from, t.Owner, t.Start)
+	for _, t := range tokens(known) {
+		part, ok := t.Intersect(i.Range)
+		if !ok || t.Owner == p.id || slices.Contains(i.from, t.Owner) {
+			continue
+		}
+		if at, _ := now.Token(part.First); t.Version+1<<32 > at.Version { // not known to who inherited
+			w.fail("pool %s: %s inherits %s from %v, though peers that it knows know that %s owns %s", s.pool, p.id, i.Range, i.from, t.Owner, part)
 		}
 	}
 }
@@ -309,12 +327,6 @@ func (w *world) noteGhosts(p *peer, pool netip.Prefix, i inheritance) {
 			}
 		}
 	}
-}
-
-// passedOver says whether who inherited in a ring did not know of a token there.
-func passedOver(now *ring.Ring, t ring.Token) bool {
-	at := tokenOf(now, t.Start)
-	return at.Start != t.Start || t.Version > at.Version-1<<32
 }
 
 // disputed says whether an address was taken over from a peer that was alive, or
