@@ -20,6 +20,9 @@ const (
 // fill leases every address that is left, each from whatever host, and then
 // verifies that none is.
 func (w *world) fill() {
+	if w.clashed { // what was released lately may still be claimed in vain, for all that its owner knows
+		w.pass(4 * settleEvery)
+	}
 	for i, pool := range w.plan.Pools {
 		id, within := pool.String(), usableRange(pool)
 		if within.Size() > fillMost { // its IP range, then

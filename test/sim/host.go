@@ -246,6 +246,7 @@ func (p *process) onClash(pool netip.Prefix, addr netip.Addr) {
 	defer p.w.mu.Unlock()
 	k := key{pool, addr}
 	p.w.log("clash", p.host, k)
+	p.w.clashed = true
 	p.publish(func(r *records) { delete(r.endpoints, k) })
 }
 
