@@ -167,7 +167,7 @@ func (w *world) noteRing(p *peer, pool netip.Prefix, value []byte) {
 	}
 	all := w.truth.rings[s]
 	w.noteFounding(p, s)
-	w.noteHeir(p, old, now, all)
+	w.noteHeir(p, old, now)
 	if !w.gone(p.id) {
 		w.truth.rings[s] = w.join(all, now)
 	}
@@ -204,27 +204,29 @@ func (w *world) joinRings() {
 	}
 }
 
-// noteHeir looks for ranges that a peer has just taken over from removed ones.
-func (w *world) noteHeir(p *peer, old, now, all *ring.Ring) {
+// noteHeir looks for ranges that a peer has just taken over from removed ones: an
+// heir does so in a write of its own, after it has learnt all that there is to
+// learn.
+func (w *world) noteHeir(p *peer, old, now *ring.Ring) {
+	if old == nil || old.Seed() != now.Seed() {
+		return
+	}
 	var from []ring.Peer
 	for _, t := range tokens(now) {
-		if t.Owner != p.id || epoch(t.Token) == 0 {
+		if t.Owner != p.id || !t.Inherited() {
 			continue
 		}
-		parts := []space.Range{t.Range}
-		if all != nil {
-			parts = nil
-			for _, before := range tokens(all) {
-				if part, ok := before.Intersect(t.Range); ok && before.Owner != p.id && epoch(before.Token) < epoch(t.Token) {
-					parts = append(parts, part)
-				}
+		for _, before := range tokens(old) {
+			part, ok := before.Intersect(t.Range)
+			if !ok || before.Owner == p.id || !w.gone(before.Owner) || epoch(before.Token) >= epoch(t.Token) {
+				continue
 			}
-		}
-		for _, part := range parts {
 			if from == nil {
 				from = w.inheritsFrom(p)
 			}
-			w.noteInherited(p, old, now, inheritance{part, from})
+			if slices.Contains(from, before.Owner) {
+				w.noteInherited(p, old, now, inheritance{part, from})
+			}
 		}
 	}
 }
@@ -280,9 +282,6 @@ func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
 	s := seeded{now.Pool(), now.Seed()}
 	w.log("inherits", p.id, s.pool, i.Range, i.from)
 	known := old
-	if old != nil && old.Seed() != s.seed {
-		known = nil
-	}
 	for _, gone := range i.from {
 		for id, rings := range w.truth.removals[gone].rings {
 			r := rings[s.pool]
@@ -301,9 +300,6 @@ func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
 	}
 	w.truth.inheritance[s] = append(w.truth.inheritance[s], i)
 	w.noteGhosts(p, s.pool, i)
-	if known == nil {
-		return
-	}
 	for _, t := range tokens(known) {
 		part, ok := t.Intersect(i.Range)
 		if !ok || t.Owner == p.id || slices.Contains(i.from, t.Owner) {
