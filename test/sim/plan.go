@@ -126,6 +126,10 @@ func Draw(seed uint64) Plan {
 	if rng.IntN(200) == 0 {
 		p.Hosts, p.Steps = 14+rng.IntN(37), 15+rng.IntN(30)
 	}
+	if rng.IntN(12) == 0 { // people remove one host after the other, and few hear of anything
+		p.Rates.cast, p.Quiet = 1, true
+		p.Weights = append(p.Weights, weight{stepRemove, 40}, weight{stepClaim, 30}, weight{stepCrash, 10})
+	}
 	return p
 }
 
