@@ -31,13 +31,13 @@ type record struct {
 
 // at is where a reservation is: it is void under another seed, with another
 // owner, and for another self. A range may come back to an heir that had lost it
-// to a gift of a removed peer: so of what was inherited also the token counts,
+// to a gift of a removed peer: so of what was inherited also the version counts,
 // which is another one then.
 type at struct {
-	Seed  ring.SeedID `json:"seed"`
-	Owner ring.Peer   `json:"owner"`
-	Self  ring.Peer   `json:"self"`
-	Token ring.Token  `json:"token,omitzero"`
+	Seed    ring.SeedID `json:"seed"`
+	Owner   ring.Peer   `json:"owner"`
+	Self    ring.Peer   `json:"self"`
+	Version uint64      `json:"version,omitempty"`
 }
 
 func (r record) isDebt() bool { return r.Kind != KindLease && r.Count == 0 }

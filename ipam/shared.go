@@ -85,7 +85,7 @@ func (a *Allocator) note(p *pool, addr netip.Addr, r *record) error {
 func (a *Allocator) place(p *pool, addr netip.Addr) at {
 	w := at{Seed: p.ring.Seed(), Owner: a.ownerOf(p, addr), Self: a.cfg.Self}
 	if t, _ := p.ring.Token(addr); t.Inherited() {
-		w.Token = t
+		w.Version = t.Version
 	}
 	return w
 }

@@ -141,14 +141,10 @@ func (w *world) checkRing(s seeded) {
 // take it for gone.
 func (w *world) checkOwn(id ring.Peer, r, all *ring.Ring) {
 	s := seeded{r.Pool(), r.Seed()}
-	theirs := all.Chunk().Tokens
+	theirs := tokens(all)
 	for _, own := range r.Ranges(id) {
-		for i, t := range theirs {
-			there := space.Range{First: t.Start, Last: space.Of(s.pool).Last}
-			if i+1 < len(theirs) {
-				there.Last = theirs[i+1].Start.Prev()
-			}
-			part, ok := there.Intersect(own)
+		for _, t := range theirs {
+			part, ok := t.Intersect(own)
 			if !ok || t.Owner == id || w.disputed(s, part.First) {
 				continue
 			}

@@ -221,6 +221,9 @@ func (w *world) hold(p *process, d *docker, id string, k key) {
 		if other.docker == d || !w.mayBoth(k, d.grant(k), other.docker.grant(k)) {
 			w.fail("%s is given out twice: on %s and on %s", k, other.docker.host, d.host)
 		}
+		if ghost := p.peer.ghosts[k]; ghost != "" && ghost == other.docker.host.peer.id {
+			w.fail("%s is leased on %s, which knew when it inherited it that a container of %s has it", k, d.host, ghost)
+		}
 	}
 	for other, n := range w.shared[k] {
 		if n > 0 && (other == d || !w.mayBoth(k, d.grant(k), other.grant(k))) {

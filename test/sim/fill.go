@@ -20,6 +20,9 @@ const (
 // fill leases every address that is left, each from whatever host, and then
 // verifies that none is.
 func (w *world) fill() {
+	if w.clashed { // what was released lately may still be claimed in vain, for all that its owner knows
+		w.pass(4 * settleEvery)
+	}
 	for i, pool := range w.plan.Pools {
 		id, within := pool.String(), usableRange(pool)
 		if within.Size() > fillMost { // its IP range, then
@@ -80,28 +83,31 @@ func (w *world) usableSub(i int) space.Range {
 	return r
 }
 
-// taken counts the addresses that are leased by their owner, reserved, or owned
-// by a peer that is gone.
-func (w *world) taken(pool netip.Prefix, within space.Range) (n uint64) {
+// taken counts the addresses that somebody leases, though it may be a clash, that
+// are reserved, or owned by a peer that is gone.
+func (w *world) taken(pool netip.Prefix, within space.Range) uint64 {
 	all := w.running()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	some := map[netip.Addr]bool{}
 	for _, p := range all {
 		for k := range p.seen.leases {
-			if k.pool == pool && within.Contains(k.addr) && p.backs(k) {
-				n++
-			}
+			some[k.addr] = some[k.addr] || k.pool == pool && within.Contains(k.addr)
 		}
 		for s := range p.peer.disk.buckets[bucketRings] {
-			if strings.Count(s, " ") != 1 {
-				continue
-			}
-			if k := parseKey(s); k.pool == pool && within.Contains(k.addr) {
-				n++
+			if strings.Count(s, " ") == 1 {
+				k := parseKey(s)
+				some[k.addr] = some[k.addr] || k.pool == pool && within.Contains(k.addr)
 			}
 		}
 	}
-	return n + w.goneIn(pool, within)
+	n := w.goneIn(pool, within)
+	for addr, taken := range some {
+		if taken && !w.ownerless(w.hosts[0].proc, key{pool, addr}) {
+			n++
+		}
+	}
+	return n
 }
 
 // goneIn counts addresses that are owned by peers which do not exist any more.

@@ -42,8 +42,9 @@ type peer struct {
 	known  map[ring.Peer]bool
 	unmet  map[int]bool // configured hosts that it has not reached yet
 	own    *records
-	wiped  bool      // its state is lost for ever
-	until  time.Time // when it died, or the last of its messages arrives
+	wiped  bool              // its state is lost for ever
+	ghosts map[key]ring.Peer // whose container had an address when this peer inherited it
+	until  time.Time         // when it died, or the last of its messages arrives
 }
 
 // process is one run of the plugin: it dies with a crash, and nothing that it
@@ -128,7 +129,7 @@ func (w *world) enter(h *host) {
 func (w *world) identify(h *host, d *disk) {
 	h.lives++
 	id := ring.Peer(fmt.Sprintf("%02x-%d.%d", mix(w.plan.Seed, uint64(h.number), uint64(h.lives))&0xff, h.number, h.lives))
-	h.peer = &peer{id: id, number: uint64(len(w.peers)), host: h, disk: d, known: map[ring.Peer]bool{id: true}, unmet: map[int]bool{}, own: &records{}}
+	h.peer = &peer{id: id, number: uint64(len(w.peers)), host: h, disk: d, known: map[ring.Peer]bool{id: true}, unmet: map[int]bool{}, own: &records{}, ghosts: map[key]ring.Peer{}}
 	h.downAt = nil
 	w.peers[id] = h.peer
 }
@@ -216,6 +217,9 @@ func (p *process) config() ipam.Config {
 		Holders: func(pool netip.Prefix) map[netip.Addr]ring.Peer {
 			p.w.mu.Lock()
 			defer p.w.mu.Unlock()
+			if p.w.plan.Fault == FaultGhosts {
+				return nil
+			}
 			return p.holders(pool)
 		},
 		Gone: func(id ring.Peer) bool {
@@ -242,6 +246,7 @@ func (p *process) onClash(pool netip.Prefix, addr netip.Addr) {
 	defer p.w.mu.Unlock()
 	k := key{pool, addr}
 	p.w.log("clash", p.host, k)
+	p.w.clashed = true
 	p.publish(func(r *records) { delete(r.endpoints, k) })
 }
 

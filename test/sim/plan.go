@@ -38,6 +38,7 @@ const (
 	FaultStrangers  Fault = "strangers"   // no peer counts the others when a majority is asked for
 	FaultDeaf       Fault = "deaf"        // releases do not arrive
 	FaultHeirs      Fault = "heirs"       // who inherits is not told what others were given
+	FaultGhosts     Fault = "ghosts"      // who inherits is not told what containers hold there
 	FaultElectors   Fault = "electors"    // who asks for votes seems to know everybody
 )
 
@@ -124,6 +125,10 @@ func Draw(seed uint64) Plan {
 	p.Stumble, p.Quiet = rng.IntN(3) == 0, rng.IntN(4) == 0
 	if rng.IntN(200) == 0 {
 		p.Hosts, p.Steps = 14+rng.IntN(37), 15+rng.IntN(30)
+	}
+	if rng.IntN(12) == 0 { // people remove one host after the other, and few hear of anything
+		p.Rates.cast, p.Quiet = 1, true
+		p.Weights = append(p.Weights, weight{stepRemove, 40}, weight{stepClaim, 30}, weight{stepCrash, 10})
 	}
 	return p
 }

@@ -47,21 +47,22 @@ type world struct {
 	rng   *rand.Rand // of the steps; used by the driving goroutine only
 	start time.Time
 
-	mu     sync.Mutex
-	trace  trace
-	hosts  []*host
-	peers  map[ring.Peer]*peer
-	cuts   map[link]bool       // directions that nothing gets through
-	calm   bool                // faults are over
-	held   map[key][]*endpoint // by containers that run: more than one is a clash
-	shared map[key]map[*docker]int
-	ghosts map[key]bool // shared by hosts that lost their state: reserved until people remove those
-	wiped  bool         // some host lost its state
-	truth  truth
-	post   post
-	busy   int // calls of Docker under way
-	calls  int // and so far
-	bug    error
+	mu      sync.Mutex
+	trace   trace
+	hosts   []*host
+	peers   map[ring.Peer]*peer
+	cuts    map[link]bool       // directions that nothing gets through
+	calm    bool                // faults are over
+	held    map[key][]*endpoint // by containers that run: more than one is a clash
+	shared  map[key]map[*docker]int
+	ghosts  map[key]bool // shared by hosts that lost their state: reserved until people remove those
+	wiped   bool         // some host lost its state
+	clashed bool         // some lease was a clash
+	truth   truth
+	post    post
+	busy    int // calls of Docker under way
+	calls   int // and so far
+	bug     error
 }
 
 // Outcome is what came of one schedule.

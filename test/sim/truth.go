@@ -31,12 +31,11 @@ type seeded struct {
 // ring. Clusters apart may each have granted it, and so may a removed peer and
 // its heir.
 type grant struct {
-	kind   ipam.Kind
-	seed   ring.SeedID
-	by     ring.Peer
-	owner  ring.Peer // of a shared address: who reserves it
-	asking bool
-	lost   bool // of a lease: the range went to another peer, as it may
+	kind  ipam.Kind
+	seed  ring.SeedID
+	by    ring.Peer
+	owner ring.Peer // of a shared address: who reserves it
+	lost  bool      // of a lease: the range went to another peer, as it may
 }
 
 // removal is what was on all disks when a peer was first said to be gone.
@@ -168,7 +167,7 @@ func (w *world) noteRing(p *peer, pool netip.Prefix, value []byte) {
 	}
 	all := w.truth.rings[s]
 	w.noteFounding(p, s)
-	w.noteHeir(p, old, now, all)
+	w.noteHeir(p, old, now)
 	if !w.gone(p.id) {
 		w.truth.rings[s] = w.join(all, now)
 	}
@@ -205,36 +204,52 @@ func (w *world) joinRings() {
 	}
 }
 
-// noteHeir looks for ranges that a peer has just taken over from removed ones.
-func (w *world) noteHeir(p *peer, old, now, all *ring.Ring) {
+// noteHeir looks for ranges that a peer has just taken over from removed ones: an
+// heir does so in a write of its own, after it has learnt all that there is to
+// learn.
+func (w *world) noteHeir(p *peer, old, now *ring.Ring) {
+	if old == nil || old.Seed() != now.Seed() {
+		return
+	}
 	var from []ring.Peer
-	tokens := now.Chunk().Tokens
-	for i, t := range tokens {
-		if t.Owner != p.id || epoch(t) == 0 || all != nil && epoch(t) <= epoch(tokenOf(all, t.Start)) {
+	for _, t := range tokens(now) {
+		if t.Owner != p.id || !t.Inherited() {
 			continue
 		}
-		if from == nil {
-			from = w.inheritsFrom(p)
+		for _, before := range tokens(old) {
+			part, ok := before.Intersect(t.Range)
+			if !ok || before.Owner == p.id || !w.gone(before.Owner) || epoch(before.Token) >= epoch(t.Token) {
+				continue
+			}
+			if from == nil {
+				from = w.inheritsFrom(p)
+			}
+			if slices.Contains(from, before.Owner) {
+				w.noteInherited(p, old, now, inheritance{part, from})
+			}
 		}
-		r := space.Range{First: t.Start, Last: space.Of(now.Pool()).Last}
-		if i+1 < len(tokens) {
-			r.Last = tokens[i+1].Start.Prev()
-		}
-		w.noteInherited(p, old, now, inheritance{r, from})
 	}
+}
+
+// token is one with the range that it starts.
+type token struct {
+	ring.Token
+	space.Range
+}
+
+func tokens(r *ring.Ring) []token {
+	chunk := r.Chunk().Tokens
+	all := make([]token, len(chunk))
+	for i, t := range chunk {
+		all[i] = token{t, space.Range{First: t.Start, Last: space.Of(r.Pool()).Last}}
+		if i+1 < len(chunk) {
+			all[i].Last = chunk[i+1].Start.Prev()
+		}
+	}
+	return all
 }
 
 func epoch(t ring.Token) uint64 { return t.Version >> 32 }
-
-// tokenOf is the token in whose range an address lies.
-func tokenOf(r *ring.Ring, a netip.Addr) ring.Token {
-	tokens := r.Chunk().Tokens
-	i, exact := slices.BinarySearchFunc(tokens, a, func(t ring.Token, a netip.Addr) int { return t.Start.Compare(a) })
-	if !exact {
-		i--
-	}
-	return tokens[i]
-}
 
 // inheritsFrom lists the removed peers whose heir a peer takes itself for.
 func (w *world) inheritsFrom(p *peer) (from []ring.Peer) {
@@ -267,9 +282,6 @@ func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
 	s := seeded{now.Pool(), now.Seed()}
 	w.log("inherits", p.id, s.pool, i.Range, i.from)
 	known := old
-	if old != nil && old.Seed() != s.seed {
-		known = nil
-	}
 	for _, gone := range i.from {
 		for id, rings := range w.truth.removals[gone].rings {
 			r := rings[s.pool]
@@ -287,20 +299,30 @@ func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
 		w.truth.heritage[s][gone].Add(i.Range)
 	}
 	w.truth.inheritance[s] = append(w.truth.inheritance[s], i)
-	if known == nil {
-		return
-	}
-	for _, t := range known.Chunk().Tokens {
-		if t.Owner != p.id && i.Contains(t.Start) && !slices.Contains(i.from, t.Owner) && passedOver(now, t) {
-			w.fail("pool %s: %s inherits %s from %v, though peers that it knows know that %s owns %s", s.pool, p.id, i.Range, i.from, t.Owner, t.Start)
+	w.noteGhosts(p, s.pool, i)
+	for _, t := range tokens(known) {
+		part, ok := t.Intersect(i.Range)
+		if !ok || t.Owner == p.id || slices.Contains(i.from, t.Owner) {
+			continue
+		}
+		if at, _ := now.Token(part.First); t.Version+1<<32 > at.Version { // not known to who inherited
+			w.fail("pool %s: %s inherits %s from %v, though peers that it knows know that %s owns %s", s.pool, p.id, i.Range, i.from, t.Owner, part)
 		}
 	}
 }
 
-// passedOver says whether who inherited in a ring did not know of a token there.
-func passedOver(now *ring.Ring, t ring.Token) bool {
-	at := tokenOf(now, t.Start)
-	return at.Start != t.Start || t.Version > at.Version-1<<32
+// noteGhosts notes which containers of removed peers their heir knows of, and must
+// know for ever. w.mu is held.
+func (w *world) noteGhosts(p *peer, pool netip.Prefix, i inheritance) {
+	for _, gone := range i.from {
+		if r := p.proc.views[gone]; r != nil {
+			for k := range r.endpoints {
+				if k.pool == pool && i.Contains(k.addr) {
+					p.ghosts[k] = gone
+				}
+			}
+		}
+	}
 }
 
 // disputed says whether an address was taken over from a peer that was alive, or
