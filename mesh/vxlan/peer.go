@@ -146,22 +146,27 @@ func (s *Switch) Peer(p id.PeerID) (fast bool, why string) {
 	case x.path == nil:
 		return false, "no session yet"
 	}
-	agreed := 0
+	agreed, moved := 0, 0
 	for _, g := range s.segments {
 		if _, member := g.members[p]; !member {
 			continue
 		}
 		if missing := s.agreed(g, p); missing != "" {
 			why = fmt.Sprintf("segment %s: %s", g.Key, missing)
-		} else {
-			agreed++
+			continue
+		}
+		agreed++
+		if g.fastAt[p] == x.addr {
+			moved++
 		}
 	}
-	if agreed == 0 {
+	switch {
+	case agreed == 0:
 		return false, why
-	}
-	if !x.path.Up() {
+	case !x.path.Up():
 		return false, s.describe(x.path.State())
+	case moved == 0:
+		return false, "its frames are being moved to VXLAN"
 	}
 	return true, why
 }
