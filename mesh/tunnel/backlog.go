@@ -8,7 +8,7 @@ import (
 // backlogInterval is how long a TAP's queue may stand before streams are slowed
 // down. It is more than the scheduler makes a reader wait on a busy machine,
 // and short enough to keep what waits behind the queue under a millisecond.
-const backlogInterval = 5 * time.Millisecond
+const backlogInterval = 3 * time.Millisecond
 
 // backlog tells when a stream is to be slowed down. The kernel holds a stream
 // back while its packets wait in its own queues, but a TAP lets go of a packet's

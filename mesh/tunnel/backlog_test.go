@@ -8,28 +8,25 @@ import (
 	"weave/mesh/run"
 )
 
-const ms = time.Millisecond
-
 // TestBacklog: a queue that is seen empty once in an interval costs nothing;
 // one that stands costs a packet an interval, and more the longer it stands.
 func TestBacklog(t *testing.T) {
+	const steps = 50 // of an interval; all times are in steps
 	for name, tc := range map[string]struct {
-		empty func(at time.Duration) bool
-		want  []time.Duration // when packets are lost within 15 ms
+		empty func(at int) bool
+		want  []int // when packets are lost within three intervals
 	}{
-		"empty": {func(time.Duration) bool { return true }, nil},
-		"stands": {
-			func(time.Duration) bool { return false },
-			[]time.Duration{5 * ms, 10 * ms, 13600 * time.Microsecond},
-		},
-		"empty once in 4 ms":    {func(at time.Duration) bool { return at%(4*ms) == 0 }, nil},
-		"stands again at 11 ms": {func(at time.Duration) bool { return at == 11*ms }, []time.Duration{5 * ms, 10 * ms}},
+		"empty":                    {func(int) bool { return true }, nil},
+		"stands":                   {func(int) bool { return false }, []int{50, 100, 136}},
+		"empty once in 4/5 of one": {func(at int) bool { return at%40 == 0 }, nil},
+		"stands again":             {func(at int) bool { return at == 110 }, []int{50, 100}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var b backlog
-			var got []time.Duration
-			for at := time.Duration(0); at <= 15*ms; at += ms / 10 {
-				if b.stands(time.Unix(1, 0).Add(at), !tc.empty(at)) {
+			var got []int
+			for at := range 3*steps + 1 {
+				now := time.Unix(1, 0).Add(time.Duration(at) * backlogInterval / steps)
+				if b.stands(now, !tc.empty(at)) {
 					got = append(got, at)
 				}
 			}
