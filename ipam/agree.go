@@ -285,14 +285,17 @@ func (a *Allocator) names(peers []ring.Peer) []string {
 	return names
 }
 
-// jitter is a random time below most. All that is random in this package comes
-// from crypto/rand, which testing/cryptotest makes repeat itself.
-func jitter(most time.Duration) time.Duration {
-	n, err := rand.Int(rand.Reader, big.NewInt(int64(most)))
+// jitter is a random time below most.
+func jitter(most time.Duration) time.Duration { return time.Duration(random(int64(most))) }
+
+// random is a number below most. All that is random in this package comes from
+// crypto/rand, which testing/cryptotest makes repeat itself.
+func random(most int64) int64 {
+	n, err := rand.Int(rand.Reader, big.NewInt(most))
 	if err != nil { // crypto/rand never fails
-		return most
+		return 0
 	}
-	return time.Duration(n.Int64())
+	return n.Int64()
 }
 
 func pause(ctx context.Context, d time.Duration) bool {

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"context"
 	"errors"
 	"net/netip"
 	"slices"
@@ -144,5 +145,23 @@ func TestTellingIsOfTheRemoval(t *testing.T) {
 	a.lease(t, small)
 	if _, gone := b.Removed()["c"]; !gone || len(a.Waiting()) > 0 {
 		t.Errorf("b knows of the removal: %v; %+v", gone, a.Waiting())
+	}
+}
+
+// TestRemovalBeginsInTime: a removal whose turn comes as its time is up asks
+// nobody any more, and writes nothing.
+func TestRemovalBeginsInTime(t *testing.T) {
+	_, hosts := newNet(t, "a", "b", "c")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 50 { // the turn is free as well: either may be noticed first
+		if err := hosts[0].agreeHeir(ctx, "c"); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	}
+	for _, h := range hosts {
+		if removed := h.Removed(); len(removed) > 0 {
+			t.Errorf("%s removed %v", h.self, removed)
+		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
 
 	"weave/ipam/space"
@@ -137,7 +136,7 @@ func candidates(r netip.Prefix) func(yield func(netip.Prefix) bool) {
 	bits := max(freshBits, r.Bits())
 	count := uint32(1) << (bits - r.Bits())
 	first := r.Addr().As4()
-	base, start := binary.BigEndian.Uint32(first[:]), rand.Uint32N(count)
+	base, start := binary.BigEndian.Uint32(first[:]), uint32(random(int64(count)))
 	return func(yield func(netip.Prefix) bool) {
 		for i := range count {
 			n := base + (start+i)%count<<(32-bits)

@@ -129,7 +129,9 @@ func (a *Allocator) agreeHeir(ctx context.Context, p ring.Peer) error {
 	case a.removing <- struct{}{}:
 		defer func() { <-a.removing }()
 	case <-ctx.Done():
-		return fmt.Errorf("remove peer %s: another removal is still waiting for peers: %w", p, ctx.Err())
+	}
+	if err := ctx.Err(); err != nil { // looked at last: of two that are ready, select takes either
+		return fmt.Errorf("remove peer %s: another removal is still waiting for peers: %w", p, err)
 	}
 	a.mu.Lock()
 	heir, _ := a.heirOf(p)
