@@ -77,6 +77,9 @@ func (n *Node) Seeds() []Seed { return n.seeds.snapshot() }
 // Refusals lists hosts that were not let in, or did not let us in.
 func (n *Node) Refusals() []transport.Refusal { return n.transport.Refusals() }
 
+// Dropped counts what was dropped of what hosts send each other, by reason.
+func (n *Node) Dropped() map[string]uint64 { return n.transport.Drops() }
+
 // Nickname returns a peer's name, or the short form of its ID.
 func (n *Node) Nickname(p id.PeerID) string {
 	if p == n.cfg.Identity.ID {

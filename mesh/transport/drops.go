@@ -40,13 +40,11 @@ type drops [dropCount]atomic.Uint64
 func (d *drops) add(reason drop) { d[reason].Add(1) }
 
 // Drops returns how many datagrams, items and inbound streams were dropped
-// since New, by reason; reasons that did not occur are left out.
+// since New, by every reason there is.
 func (t *Transport) Drops() map[string]uint64 {
 	out := map[string]uint64{}
 	for reason, name := range dropNames {
-		if n := t.drops[reason].Load(); n > 0 {
-			out[name] = n
-		}
+		out[name] = t.drops[reason].Load()
 	}
 	return out
 }

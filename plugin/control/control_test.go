@@ -89,7 +89,8 @@ func full() Status {
 			Networks: []Network{{"n1", "net"}}, Members: []string{"left"}, Endpoints: 1}},
 		Endpoints: []Endpoint{{ID: "e1", Container: "web", MAC: "02:00:00:00:00:01", Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.1")},
 			Network: "net", Segment: "10.32.0.0/16", Host: "left", Peer: "aaaa", Local: true}},
-		IPAM: []Pool{{Subnet: netip.MustParsePrefix("10.32.0.0/16"), Size: 65534, Owned: 2, Leased: 1, Free: 1, Owners: []Owner{{"aaaa", "left", 2}}, Conflicts: []string{"c"}, Trouble: []string{"t"}}},
+		IPAM:    []Pool{{Subnet: netip.MustParsePrefix("10.32.0.0/16"), Size: 65534, Owned: 2, Leased: 1, Free: 1, Owners: []Owner{{"aaaa", "left", 2}}, Conflicts: []string{"c"}, Trouble: []string{"t"}}},
+		Dropped: map[string]uint64{"forged": 1},
 	}
 }
 

@@ -30,6 +30,7 @@ var (
 	descStarted   = describe("start_time_seconds", "When the plugin was started, in Unix time.")
 	descProblems  = describe("problems", "What weave status says is wrong, by severity.", "severity")
 	descRefused   = describe("refused_addresses", "Addresses that were not let in lately, or did not let us in.")
+	descDropped   = describe("dropped_datagrams_total", "Datagrams between hosts, and streams, that were dropped, by reason.", "reason")
 	descUp        = describe("peer_up", "Whether another host answers.", "peer", "nickname")
 	descRTT       = describe("peer_rtt_seconds", "Round trip to another host.", "peer", "nickname")
 	descVXLAN     = describe("peer_vxlan", "Whether containers' frames to another host go by the kernel's VXLAN.", "peer", "nickname")
@@ -62,6 +63,9 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 		gauge(descProblems, float64(n), string(severity))
 	}
 	gauge(descRefused, float64(len(s.Refusals)))
+	for reason, n := range s.Dropped {
+		out <- prometheus.MustNewConstMetric(descDropped, prometheus.CounterValue, float64(n), reason)
+	}
 	for _, p := range s.Peers {
 		up, vxlan := 0.0, 0.0
 		if p.State == Up {

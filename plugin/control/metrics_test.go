@@ -20,6 +20,7 @@ func TestMetrics(t *testing.T) {
 	d := &fakeDaemon{status: Status{
 		Version: "1", Peer: "me", Nickname: "h1",
 		Problems: []Problem{{Severity: Error}, {Severity: Error}},
+		Dropped:  map[string]uint64{"replayed": 5, "forged": 0},
 		Peers: []Peer{
 			{ID: "p", Nickname: "h2", State: Up, RTT: 2 * time.Millisecond, Sent: 7, Frames: VXLAN},
 			{ID: "q", Nickname: "odd\"\nname\xff", State: Down},
@@ -35,6 +36,8 @@ func TestMetrics(t *testing.T) {
 		`weave_info{nickname="h1",peer="me",version="1"} 1`,
 		`weave_problems{severity="error"} 2`,
 		`weave_problems{severity="warning"} 0`,
+		`weave_dropped_datagrams_total{reason="replayed"} 5`,
+		`weave_dropped_datagrams_total{reason="forged"} 0`,
 		`weave_peer_up{nickname="h2",peer="p"} 1`,
 		`weave_peer_rtt_seconds{nickname="h2",peer="p"} 0.002`,
 		`weave_peer_vxlan{nickname="h2",peer="p"} 1`,

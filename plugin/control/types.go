@@ -33,6 +33,10 @@ type Status struct {
 	Segments  []Segment  `json:"segments"`
 	Endpoints []Endpoint `json:"endpoints"`
 	IPAM      []Pool     `json:"ipam"`
+
+	// Dropped counts datagrams between hosts, and streams, that were dropped,
+	// by reason: a host that reaches the port can cause any of them.
+	Dropped map[string]uint64 `json:"dropped,omitempty"`
 }
 
 // Severity tells how bad a problem is.

@@ -78,6 +78,7 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 		s.Seeds = append(s.Seeds, control.Seed{Address: x.Addr, Met: x.Met(), Self: x.Self, Error: x.Error, Tried: x.Tried})
 	}
 	s.Refusals = refusalStatus(p.node.Refusals(), joined, time.Now())
+	s.Dropped = p.node.Dropped()
 	s.Segments = p.segmentStatus(d.cfg.Nickname, endpoints)
 	s.Endpoints = p.endpointStatus(endpoints)
 	containers := map[netip.Prefix]string{} // by address and length of the subnet

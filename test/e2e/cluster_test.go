@@ -108,13 +108,13 @@ func clashIsTold(t *testing.T, h *dockerlab.Host, pool string, addresses ...stri
 			t.Errorf("the status does not show the clash about %s:\n%s", address, screen)
 		}
 	}
-	if got, want := metric(t, h, "weave_ipam_clashes", pool), fmt.Sprint(len(addresses)); got != want {
+	if got, want := metric(t, h, fmt.Sprintf("weave_ipam_clashes{pool=%q}", pool)), fmt.Sprint(len(addresses)); got != want {
 		t.Errorf("the metric counts %s clashes, want %s", got, want)
 	}
 }
 
-// metric returns the value of a pool's metric.
-func metric(t *testing.T, h *dockerlab.Host, name, pool string) string {
+// metric returns the value of a metric, written with its labels.
+func metric(t *testing.T, h *dockerlab.Host, series string) string {
 	t.Helper()
 	client := unixClient(h.Path("/run/weave/weave.sock"))
 	defer client.CloseIdleConnections()
@@ -127,13 +127,12 @@ func metric(t *testing.T, h *dockerlab.Host, name, pool string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	head := fmt.Sprintf("%s{pool=%q} ", name, pool)
 	for line := range strings.Lines(string(text)) {
-		if value, found := strings.CutPrefix(line, head); found {
+		if value, found := strings.CutPrefix(line, series+" "); found {
 			return strings.TrimSpace(value)
 		}
 	}
-	t.Errorf("there is no metric %s", head)
+	t.Errorf("there is no metric %s", series)
 	return ""
 }
 
