@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net/netip"
@@ -98,65 +99,73 @@ func percentile(times []time.Duration, p int) time.Duration {
 	return times[(len(times)-1)*p/100]
 }
 
-// syncs is what of a lease is the disk's alone: a commit of the store syncs its
-// file twice.
-type syncs struct {
+// baseline is what of a lease is the machine's alone: a commit of the store syncs
+// its file twice, and a lease computes a tenth of a millisecond or so.
+type baseline struct {
 	tb   testing.TB
 	file *os.File
 }
 
-func newSyncs(tb testing.TB) syncs {
+func newBaseline(tb testing.TB) baseline {
 	tb.Helper()
 	f, err := os.Create(filepath.Join(tb.TempDir(), "syncs"))
 	if err != nil {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { _ = f.Close() })
-	return syncs{tb, f}
+	return baseline{tb, f}
 }
 
-func (s syncs) timed() time.Duration {
-	s.tb.Helper()
+func (b baseline) timed() time.Duration {
+	b.tb.Helper()
+	page := make([]byte, 4096)
 	begin := time.Now()
 	for range 2 {
-		if _, err := s.file.WriteAt(make([]byte, 4096), 0); err != nil {
-			s.tb.Fatal(err)
+		for range 16 {
+			sum := sha256.Sum256(page)
+			copy(page, sum[:])
 		}
-		if err := s.file.Sync(); err != nil {
-			s.tb.Fatal(err)
+		if _, err := b.file.WriteAt(page, 0); err != nil {
+			b.tb.Fatal(err)
+		}
+		if err := b.file.Sync(); err != nil {
+			b.tb.Fatal(err)
 		}
 	}
 	return time.Since(begin)
 }
 
 // TestLeaseLatency holds the promise: under 5 ms for 99 of 100, disk included,
-// with 1,000 leases held as with 10. It holds for the median of many batches,
-// those of both sizes by turns with two syncs of the disk and nothing else: where
-// these take a quarter of it already, others are at work, and nothing can be said.
+// with 1,000 leases held as with 10. It holds for the median of many batches, in
+// which leases of both kinds come by turns with the baseline: where that takes a
+// quarter of it already, others are at work on disk or processor, and nothing can
+// be said.
 func TestLeaseLatency(t *testing.T) {
 	const leases, batches, bound = 100, 15, 5 * time.Millisecond
 	few, many := newDiskLeaser(t, 10), newDiskLeaser(t, 1000)
 	what := []struct {
 		name  string
 		timed func() time.Duration
-	}{{"two syncs of the disk", newSyncs(t).timed}, {"a lease, 10 held", few.timed}, {"a lease, 1,000 held", many.timed}}
+	}{{"two syncs, computing", newBaseline(t).timed}, {"a lease, 10 held", few.timed}, {"a lease, 1,000 held", many.timed}}
 	typical, worst := make([][]time.Duration, len(what)), make([][]time.Duration, len(what))
 	for range batches {
-		for i, w := range what {
-			var times []time.Duration
-			for range leases {
-				times = append(times, w.timed())
+		times := make([][]time.Duration, len(what))
+		for range leases {
+			for i, w := range what {
+				times[i] = append(times[i], w.timed())
 			}
-			typical[i] = append(typical[i], percentile(times, 50))
-			worst[i] = append(worst[i], percentile(times, 99))
+		}
+		for i := range what {
+			typical[i] = append(typical[i], percentile(times[i], 50))
+			worst[i] = append(worst[i], percentile(times[i], 99))
 		}
 	}
 	for i, w := range what {
 		t.Logf("%-21s %d batches of %d: median %s; 99th percentile: median batch %s, best %s, worst %s", w.name, batches, leases,
 			percentile(typical[i], 50), percentile(worst[i], 50), percentile(worst[i], 0), percentile(worst[i], 100))
 	}
-	if disk := percentile(worst[0], 50); disk > bound/4 {
-		t.Skipf("this disk is too slow or too busy to tell: one in a hundred pairs of syncs takes %s", disk)
+	if least := percentile(worst[0], 50); least > bound/4 {
+		t.Skipf("this machine is too slow or too busy to tell: of two syncs of the disk and a little computing, one in a hundred takes %s", least)
 	}
 	for i, w := range what[1:] {
 		if p99 := percentile(worst[i+1], 50); p99 > bound {

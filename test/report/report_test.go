@@ -31,6 +31,11 @@ func TestTotals(t *testing.T) {
 		{"package fails alone", `{"Action":"pass","Package":"p","Test":"A"}
 {"Action":"output","Package":"p","Output":"leak\n"}
 {"Action":"fail","Package":"p"}`, counts{1, 1, 0}, "leak\nfail p 0.0s\n"},
+		{"a package in two runs", `{"Action":"pass","Package":"p","Test":"A"}
+{"Action":"output","Package":"p","Output":"leak\n"}
+{"Action":"fail","Package":"p"}
+{"Action":"pass","Package":"p","Test":"B"}
+{"Action":"pass","Package":"p"}`, counts{2, 1, 0}, "leak\nfail p 0.0s\npass p 0.0s\n"},
 		{"build fails", `{"ImportPath":"p [p.test]","Action":"build-output","Output":"undefined: x\n"}
 {"ImportPath":"p [p.test]","Action":"build-fail"}
 {"Action":"start","Package":"p"}

@@ -52,7 +52,9 @@ func (t *tally) add(line []byte) {
 	case "output":
 		t.print(k, e.Output)
 	case "pass", "fail", "skip":
-		t.results[k] = e.Action
+		if t.results[k] != "fail" { // of a package, in a run before
+			t.results[k] = e.Action
+		}
 		if e.Action == "skip" && e.Test != "" {
 			t.skips = append(t.skips, fmt.Sprintf("skip %s %s: %s", e.Package, e.Test, t.reason(k)))
 		}
