@@ -100,8 +100,10 @@ func (p *process) ask(ctx context.Context, to ring.Peer, req []byte) ([]byte, er
 	by, _ := ctx.Value(caller{}).(uint64)
 	// A request ends at the very instant at which its caller's patience does, if
 	// both began together; whether the caller asks again is then up to the
-	// scheduler. It makes no difference if asking takes a moment.
-	time.Sleep(time.Duration(1 + mix(uint64(time.Since(w.start)), p.peer.number, by)%1000))
+	// scheduler. It makes no difference if asking takes a moment, and so does
+	// giving up: another call's patience may end with it.
+	moment := func() { time.Sleep(time.Duration(1 + mix(uint64(time.Since(w.start)), p.peer.number, by)%1000)) }
+	moment()
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -127,6 +129,7 @@ func (p *process) ask(ctx context.Context, to ring.Peer, req []byte) ([]byte, er
 	case r := <-replies:
 		return r.answer, r.err
 	case <-ctx.Done():
+		moment()
 		return nil, ctx.Err()
 	}
 }
