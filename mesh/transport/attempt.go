@@ -191,6 +191,8 @@ func (t *Transport) rejected(b []byte, from netip.AddrPort) {
 	t.mu.Lock()
 	a := t.attempts[index]
 	known := a != nil && a.entry == nil && slices.Contains(a.to, from)
+	// It is noted before Connect returns: who is told looks there.
+	news := known && t.refusals.add(from.Addr(), true, reason, time.Now())
 	if known && a.peer == nil {
 		t.end(a, reason) // Connect wants to know
 	} else if known {
@@ -199,9 +201,10 @@ func (t *Transport) rejected(b []byte, from netip.AddrPort) {
 	t.mu.Unlock()
 	if !known {
 		t.drops.add(dropHandshake)
-		return
 	}
-	t.refuse(from.Addr(), true, reason)
+	if news {
+		t.logRefusal(from.Addr(), true, reason)
+	}
 }
 
 // Connect makes a session with whoever listens at addr, and returns who that

@@ -68,9 +68,12 @@ func (t *Transport) refuse(addr netip.Addr, byThem bool, reason error) {
 	t.mu.Lock()
 	news := t.refusals.add(addr, byThem, reason, time.Now())
 	t.mu.Unlock()
-	if !news {
-		return
+	if news {
+		t.logRefusal(addr, byThem, reason)
 	}
+}
+
+func (t *Transport) logRefusal(addr netip.Addr, byThem bool, reason error) {
 	log := t.log.WithField("addr", addr).WithError(reason)
 	if byThem {
 		log.Warn("a host refused us")
