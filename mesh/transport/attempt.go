@@ -229,6 +229,7 @@ func (t *Transport) connect(ctx context.Context, addr netip.AddrPort) (id.PeerID
 	if err != nil {
 		return id.PeerID{}, err
 	}
+	t.kick() // control may be in no hurry
 	select {
 	case err = <-a.done:
 	case <-ctx.Done():

@@ -51,7 +51,8 @@ type Transport struct {
 	attempts map[uint32]*attempt
 	pendings pendings
 	refusals refusals
-	ups      []id.PeerID // for control to tell Config.PeerUp
+	ups      []id.PeerID   // for control to tell Config.PeerUp
+	every    time.Duration // between control's ticks
 }
 
 // New binds the UDP and the TCP port and derives the keys from the password,
@@ -148,7 +149,8 @@ func (t *Transport) Close() error {
 	return err
 }
 
-// tickInterval is how exactly deadlines are kept.
+// tickInterval is how exactly deadlines are kept while a handshake is under way;
+// else a tenth of the time between pings will do.
 const tickInterval = 50 * time.Millisecond
 
 // control works on handshake messages and deadlines.
@@ -169,6 +171,22 @@ func (t *Transport) control(ctx context.Context) {
 			t.tick(time.Now())
 		}
 		t.announce()
+		t.pace(ticker)
+	}
+}
+
+// pace sets the time between ticks. A ticker that is left alone goes on whatever
+// else comes.
+func (t *Transport) pace(ticker *time.Ticker) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	every := tickInterval
+	if len(t.attempts) == 0 {
+		every = max(tickInterval, t.cfg.PingInterval/10)
+	}
+	if every != t.every {
+		t.every = every
+		ticker.Reset(every)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -162,6 +163,34 @@ func TestNoAnswer(t *testing.T) {
 }
 
 // The candidate is another peer's: it is dropped, and the true one is found.
+// Control ticks seldom when there is nothing to do, and often for a handshake.
+func TestPace(t *testing.T) {
+	a, s := start(t, "127.0.0.1", func(c *Config) { c.PingInterval = time.Hour }), plug(t, "127.0.0.2")
+	calm := func() bool {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.every == 6*time.Minute
+	}
+	await(t, "ticks to be seldom", calm)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error)
+	go func() {
+		_, err := a.Connect(ctx, s.LocalAddr().(*net.UDPAddr).AddrPort())
+		ended <- err
+	}()
+	if err := s.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // without a tick, message 1 is sent once
+		if _, _, err := s.ReadFromUDPAddrPort(make([]byte, 2000)); err != nil {
+			t.Error(err)
+		}
+	}
+	cancel()
+	<-ended
+	await(t, "ticks to be seldom again", calm)
+}
+
 func TestAnotherPeerAnswers(t *testing.T) {
 	a, b, c := start(t, "127.0.0.1"), start(t, "127.0.0.2"), start(t, "127.0.0.3")
 	a.AddCandidates(b.self, c.addr)
