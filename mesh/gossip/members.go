@@ -65,6 +65,7 @@ type Events interface {
 type members struct {
 	self id.PeerID
 	wake chan struct{} // buffered: changed is not empty
+	came chan struct{} // buffered: fresh is not empty
 
 	mu      sync.Mutex
 	list    map[id.PeerID]*member
@@ -81,7 +82,7 @@ type member struct {
 }
 
 func newMembers(self id.PeerID) *members {
-	return &members{self: self, wake: make(chan struct{}, 1), list: map[id.PeerID]*member{}}
+	return &members{self: self, wake: make(chan struct{}, 1), came: make(chan struct{}, 1), list: map[id.PeerID]*member{}}
 }
 
 var (
@@ -143,6 +144,7 @@ func (m *members) alive(n *memberlist.Node) {
 		if !x.fresh {
 			x.fresh = true
 			m.fresh = append(m.fresh, p)
+			signal(m.came)
 		}
 	}
 	x.ID, x.Nickname, x.Candidates = p, told.nickname, told.candidates
@@ -190,10 +192,7 @@ func (m *members) report(x *member) {
 	}
 	x.waiting = true
 	m.changed = append(m.changed, x.ID)
-	select {
-	case m.wake <- struct{}{}:
-	default:
-	}
+	signal(m.wake)
 }
 
 // tell reports events until the context ends.

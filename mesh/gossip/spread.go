@@ -96,8 +96,7 @@ func (g *Gossip) mySum(kind byte) []byte {
 
 // tend shows our sum to those who should see it.
 func (g *Gossip) tend(ctx context.Context) {
-	greet := time.NewTicker(g.cfg.Timing.Gossip)
-	defer greet.Stop()
+	var greet <-chan time.Time // while members wait for it
 	compare := time.NewTicker(g.cfg.Timing.Sum)
 	defer compare.Stop()
 	retry := time.NewTicker(g.cfg.Timing.Rejoin)
@@ -109,11 +108,18 @@ func (g *Gossip) tend(ctx context.Context) {
 			return
 		case <-g.announce:
 			g.tellAll(g.mySum(typeNews))
-		case now := <-greet.C:
+		case <-g.members.came:
+			if greet == nil {
+				greet = time.After(g.cfg.Timing.Gossip)
+			}
+		case now := <-greet:
+			greet = time.After(g.cfg.Timing.Gossip)
 			if g.pulls.awaited() {
 				continue // what we have does not say much yet
 			}
-			if to = g.members.takeFresh(greetings); now.Sub(g.began) < g.cfg.Timing.Newcomer {
+			if to = g.members.takeFresh(greetings); len(to) == 0 {
+				greet = nil
+			} else if now.Sub(g.began) < g.cfg.Timing.Newcomer {
 				g.introduce(to)
 			}
 		case <-compare.C:
