@@ -190,9 +190,13 @@ type fakeGuard struct {
 	allowed map[netip.Addr]bool
 	err     error
 	changes int
+	touched bool
 }
 
+func (g *fakeGuard) Touched() bool { return g.touched }
+
 func (g *fakeGuard) Ensure(uint16) ([]netip.Addr, error) {
+	g.touched = false
 	if g.err != nil {
 		return nil, g.err
 	}

@@ -2,12 +2,15 @@ package vxlan
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,6 +48,17 @@ type Firewall struct {
 	ours  netip.Addr
 	links *Links
 	conn  *nftables.Conn
+	// inOrder is how Ensure last found all as it should be; nil if it did not.
+	inOrder *found
+}
+
+// found is what was found of the guard, and the generation of the packet filter's
+// rules, whosever they are: while that is the same, so is the guard.
+type found struct {
+	generation uint32
+	port       uint16
+	names      []string
+	allowed    []netip.Addr
 }
 
 // NewFirewall returns a Firewall for a host with that underlay address, and
@@ -57,6 +71,7 @@ func NewFirewall(ours netip.Addr, links *Links) *Firewall {
 // Close gives the socket back. Later calls open another.
 func (f *Firewall) Close() error {
 	conn := f.conn
+	f.inOrder = nil
 	if f.conn = nil; conn == nil {
 		return nil
 	}
@@ -103,11 +118,11 @@ func ports() *nftables.Set {
 	return &nftables.Set{Table: guardOf(nftables.TableFamilyBridge), Name: portSet, KeyType: nftables.TypeIFName}
 }
 
-// Ensure implements Guard. It tries more than once: others change their tables
-// meanwhile.
+// Ensure implements Guard. It tries more than once, since others change their
+// tables meanwhile, and looks again at what it has set up.
 func (f *Firewall) Ensure(port uint16) (allowed []netip.Addr, err error) {
 	for range 3 {
-		if allowed, err = f.ensure(port); err == nil {
+		if allowed, err = f.ensure(port); err == nil && f.inOrder != nil {
 			break
 		}
 	}
@@ -116,8 +131,18 @@ func (f *Firewall) Ensure(port uint16) (allowed []netip.Addr, err error) {
 
 func (f *Firewall) ensure(port uint16) (allowed []netip.Addr, err error) {
 	names, err := f.links.portsOf(f.ours)
+	var generation uint32
+	if err == nil {
+		generation, err = f.links.generation()
+	}
+	was := f.inOrder
+	f.inOrder = nil
 	if err != nil {
 		return nil, fmt.Errorf("guard of VXLAN: %w", err)
+	}
+	if was != nil && was.generation == generation && was.port == port && slices.Equal(was.names, names) {
+		f.inOrder = was
+		return slices.Clone(was.allowed), nil
 	}
 	err = f.do("set up", func(c *nftables.Conn) error {
 		keys, there, err := list(c, f.peers())
@@ -135,6 +160,7 @@ func (f *Firewall) ensure(port uint16) (allowed []netip.Addr, err error) {
 		}
 		want := f.chains(port)
 		if there && also && sameKeys(spared, ifNames(names)) && installed(c, want) {
+			f.inOrder = &found{generation, port, names, slices.Clone(allowed)}
 			return nil
 		}
 		if err := f.install(c, want, allowed, names); err != nil {
@@ -143,6 +169,15 @@ func (f *Firewall) ensure(port uint16) (allowed []netip.Addr, err error) {
 		return nil
 	})
 	return allowed, err
+}
+
+// Touched implements Guard.
+func (f *Firewall) Touched() bool {
+	if f.inOrder == nil {
+		return false
+	}
+	generation, err := f.links.generation()
+	return err == nil && generation != f.inOrder.generation
 }
 
 // install replaces both tables in one transaction.
@@ -228,6 +263,7 @@ func (f *Firewall) Deny(a netip.Addr) error {
 
 // Remove implements Guard.
 func (f *Firewall) Remove() error {
+	f.inOrder = nil
 	return f.do("take away", func(c *nftables.Conn) error {
 		for _, family := range []nftables.TableFamily{f.family(), nftables.TableFamilyBridge} {
 			tables, err := c.ListTablesOfFamily(family)
@@ -240,6 +276,33 @@ func (f *Firewall) Remove() error {
 		}
 		return notThere(c.Flush())
 	})
+}
+
+// generation returns the number that the kernel gives the rules of all tables
+// together; with each change it is another. The nftables package does not ask.
+func (l *Links) generation() (n uint32, err error) {
+	err = l.do("ask for the generation of", "nftables", func(*netlink.Handle) error {
+		req := l.request(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, unix.NLM_F_ACK)
+		req.AddData(&nl.Nfgenmsg{Version: unix.NFNETLINK_V0})
+		msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+		if err != nil {
+			return err
+		}
+		if len(msgs) == 0 || len(msgs[0]) < nl.SizeofNfgenmsg {
+			return unix.EBADMSG
+		}
+		attrs, err := nl.ParseRouteAttr(msgs[0][nl.SizeofNfgenmsg:])
+		if err != nil {
+			return err
+		}
+		id := find(attrs, unix.NFTA_GEN_ID)
+		if len(id) != 4 {
+			return unix.EBADMSG
+		}
+		n = binary.BigEndian.Uint32(id)
+		return nil
+	})
+	return n, err
 }
 
 func notThere(err error) error {

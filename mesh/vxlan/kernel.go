@@ -104,6 +104,9 @@ type Guard interface {
 	// Ensure sets the guard up, with those allowed that were before, and returns
 	// them. It fails with ErrUnguarded if it knows that the guard is not up.
 	Ensure(port uint16) ([]netip.Addr, error)
+	// Touched reports, at little cost, whether the packet filter has changed
+	// since Ensure found all in order. After an Ensure that did not, it is false.
+	Touched() bool
 	Allow(a netip.Addr) error
 	Deny(a netip.Addr) error
 	Remove() error

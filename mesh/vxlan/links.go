@@ -48,7 +48,9 @@ func NewLinks() *Links { return &Links{known: map[string]bool{}} }
 func (l *Links) Close() error {
 	if l.h != nil {
 		l.h.Close()
-		l.raw[unix.NETLINK_ROUTE].Close()
+		for _, s := range l.raw {
+			s.Close()
+		}
 		l.h, l.raw = nil, nil
 	}
 	return nil
@@ -62,18 +64,20 @@ func (l *Links) open() error {
 	if err != nil {
 		return fmt.Errorf("open netlink socket: %w", err)
 	}
-	s, err := nl.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
-	if err != nil {
-		h.Close()
-		return fmt.Errorf("open netlink socket: %w", err)
-	}
+	l.h, l.raw = h, map[int]*nl.SocketHandle{}
 	limit := unix.NsecToTimeval(int64(requestTimeout))
-	if err := errors.Join(h.SetSocketTimeout(requestTimeout), s.SetReceiveTimeout(&limit)); err != nil {
-		h.Close()
-		s.Close()
-		return fmt.Errorf("set netlink timeout: %w", err)
+	err = h.SetSocketTimeout(requestTimeout)
+	for _, protocol := range []int{unix.NETLINK_ROUTE, unix.NETLINK_NETFILTER} {
+		s, openErr := nl.GetNetlinkSocketAt(netns.None(), netns.None(), protocol)
+		if openErr != nil {
+			return errors.Join(fmt.Errorf("open netlink socket: %w", openErr), l.Close())
+		}
+		l.raw[protocol] = &nl.SocketHandle{Socket: s}
+		err = errors.Join(err, s.SetReceiveTimeout(&limit))
 	}
-	l.h, l.raw = h, map[int]*nl.SocketHandle{unix.NETLINK_ROUTE: {Socket: s}}
+	if err != nil {
+		return errors.Join(fmt.Errorf("set netlink timeout: %w", err), l.Close())
+	}
 	return nil
 }
 

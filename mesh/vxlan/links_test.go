@@ -276,6 +276,9 @@ func TestGuard(t *testing.T) {
 	if got := count(); got != 2 {
 		t.Errorf("%d rules, want 2", got)
 	}
+	if got, err := f.Ensure(vxlanPort); err != nil || !slices.Equal(got, []netip.Addr{peer}) || f.Touched() {
+		t.Errorf("let in %v, %v; touched: %v", got, err, f.Touched())
+	}
 	must(t, h.Do(func() error { // somebody flushes everything
 		c, err := nftables.New()
 		if err != nil {
@@ -284,7 +287,10 @@ func TestGuard(t *testing.T) {
 		c.FlushRuleset()
 		return c.Flush()
 	}))
-	if got, err := f.Ensure(vxlanPort); err != nil || len(got) != 0 || count() != 2 {
+	if !f.Touched() {
+		t.Error("a flush is not noticed")
+	}
+	if got, err := f.Ensure(vxlanPort); err != nil || len(got) != 0 || count() != 2 || f.Touched() {
 		t.Errorf("after a flush %v are let in, %v, %d rules", got, err, count())
 	}
 	must(t, f.Allow(peer))

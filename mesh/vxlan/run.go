@@ -75,6 +75,9 @@ func (s *Switch) tick(now time.Time) {
 		s.lastTend = now
 		s.tendAll(now)
 	} else {
+		if s.cfg.Guard.Touched() { // perhaps somebody flushed all tables
+			s.raiseHost()
+		}
 		s.tendNew(now)
 	}
 	s.op.Unlock()

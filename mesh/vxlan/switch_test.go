@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weave/mesh/beat"
 	"weave/mesh/fdb"
 	"weave/mesh/id"
 )
@@ -418,6 +419,11 @@ func TestNoGuardNoVXLAN(t *testing.T) {
 	w.until("it to come back", func() bool { return a.Ready("a") })
 	w.tell()
 	w.awaitFast(a, b)
-	a.guard.allowed = nil // somebody flushed all tables
-	w.until("b to be let in again", func() bool { return a.guard.allowed[b.addr.Addr()] })
+	for _, noticed := range []bool{false, true} {
+		a.guard.allowed, a.guard.touched = nil, noticed // somebody flushed all tables
+		took := w.until("b to be let in again", func() bool { return a.guard.allowed[b.addr.Addr()] })
+		if noticed && took > beat.Interval {
+			t.Errorf("b is shut out for %s", took)
+		}
+	}
 }

@@ -36,7 +36,7 @@
 //
 // VXLAN proves nothing about who sent a frame. A guard in the packet filter lets
 // in only the addresses of peers, and nothing that a container sends. Who flushes
-// all tables takes it away until it is next looked at, some seconds.
+// all tables takes it away until the next beat, less than a second.
 //
 // Locks: op is held by the one who speaks to the kernel, mu guards the state and
 // is never held over a call of the kernel, the tunnel or the mesh, but for
