@@ -110,6 +110,7 @@ func sample() *Result {
 	fill(r, vxlan, On, TCP1, 12500, 10000, 15000)
 	fill(r, weave, Loss, TCP1, 100)
 	fill(r, weave, Loss, Lossless, 1000)
+	fill(r, weaveFast, "", IdleCPU, 0.25)
 	return r
 }
 
@@ -118,6 +119,7 @@ func TestMarkdown(t *testing.T) {
 	for _, want := range []string{
 		"| TCP, 1 stream, more is better | 0.40 |\n", "| sealed, TCP, 1 stream, offloads on, against kernel VXLAN | ≥ 0.40 x | 0.40 x | reached |",
 		"| VXLAN | 12,500 |", "not measured: not built", "0.100 of the 1000 without loss", "(chart.svg)",
+		"| the same without a password | 0.25 % of a core |",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("lacks %q:\n%s", want, text)

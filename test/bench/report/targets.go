@@ -120,7 +120,9 @@ func targets() []target {
 	add("sealed, TCP with 1 % loss, against WireGuard", weave, Loss, TCP1, true, 0.9, wg)
 	return append(all,
 		target{"idle daemon, 3 hosts, CPU", weave, "", IdleCPU, nil, false, 0.5, "% of a core"},
-		target{"idle daemon, 3 hosts, memory", weave, "", IdleRAM, nil, false, 40, "MiB"})
+		target{"idle daemon, 3 hosts, memory", weave, "", IdleRAM, nil, false, 40, "MiB"},
+		target{"idle daemon without a password, 3 hosts, CPU", weaveFast, "", IdleCPU, nil, false, 0.5, "% of a core"},
+		target{"idle daemon without a password, 3 hosts, memory", weaveFast, "", IdleRAM, nil, false, 40, "MiB"})
 }
 
 // throughput adds the targets of TCP.
