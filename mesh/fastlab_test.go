@@ -48,14 +48,21 @@ func newFastLab(t *testing.T, n int) *fastLab {
 	must(t, err)
 	t.Cleanup(func() { must(t, lab.Close()) })
 	l := &fastLab{t: t, net: lab}
-	for i := range n {
-		h, err := lab.AddHost(i + 1)
-		must(t, err)
-		host := &fastHost{lab: l, Host: h, identity: testIdentity(t), number: i + 1}
-		host.start()
-		l.hosts = append(l.hosts, host)
+	for range n {
+		l.add("", 1)
 	}
 	return l
+}
+
+// add starts one more host, which has another one for its peer.
+func (l *fastLab) add(password string, peer int) *fastHost {
+	number := len(l.hosts) + 1
+	h, err := l.net.AddHost(number)
+	must(l.t, err)
+	host := &fastHost{lab: l, Host: h, identity: testIdentity(l.t), number: number, password: password, peer: peer}
+	host.start()
+	l.hosts = append(l.hosts, host)
+	return host
 }
 
 // fastHost is one of them.
@@ -65,6 +72,7 @@ type fastHost struct {
 	number   int
 	identity id.Identity
 	password string
+	peer     int // its number
 
 	process *exec.Cmd
 	in      io.WriteCloser
@@ -85,7 +93,8 @@ func (h *fastHost) start() {
 	t := h.lab.t
 	t.Helper()
 	setup, err := json.Marshal(hostSetup{
-		Private: hex.EncodeToString(h.identity.Private), Password: h.password, Peer: "10.99.0.1:6783", Advertise: h.IP4().String(),
+		Private: hex.EncodeToString(h.identity.Private), Password: h.password,
+		Peer: fmt.Sprintf("10.99.0.%d:%d", h.peer, fastPort), Advertise: h.IP4().String(),
 	})
 	must(t, err)
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestFastHostProcess$", "-test.timeout=5m")
@@ -115,13 +124,23 @@ func (h *fastHost) kill() {
 
 // call has the process do something, and returns its answer.
 func (h *fastHost) call(words ...string) string {
-	t := h.lab.t
-	t.Helper()
+	h.lab.t.Helper()
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.ask(words...)
+	return h.answer(words...)
+}
+
+func (h *fastHost) ask(words ...string) {
+	h.lab.t.Helper()
 	if _, err := fmt.Fprintln(h.in, strings.Join(words, " ")); err != nil {
-		t.Fatalf("host %d: %v", h.number, err)
+		h.lab.t.Fatalf("host %d: %v", h.number, err)
 	}
+}
+
+func (h *fastHost) answer(words ...string) string {
+	t := h.lab.t
+	t.Helper()
 	for h.out.Scan() {
 		if answer, ok := strings.CutPrefix(h.out.Text(), "> "); ok {
 			if why, failed := strings.CutPrefix(answer, "error: "); failed {
@@ -352,12 +371,16 @@ func serve(n *Node, run func(), words []string) (string, error) {
 		if err != nil {
 			return "", err
 		}
-		return "", n.Announce(Endpoint{ID: words[2], Segment: words[1], MAC: MAC(mac), Addrs: []netip.Addr{ip}})
+		began := monotonic()
+		err = n.Announce(Endpoint{ID: words[2], Segment: words[1], MAC: MAC(mac), Addrs: []netip.Addr{ip}})
+		return fmt.Sprint(began), err
 	case len(words) == 1 && words[0] == "status":
 		b, err := json.Marshal(n.report())
 		return string(b), err
+	case len(words) == 1 && words[0] == "hello":
+		return "", nil
 	}
-	return "", nil
+	return serveFlat(n, words)
 }
 
 func (n *Node) report() any {
