@@ -83,16 +83,23 @@ func TestEachWayAlone(t *testing.T) {
 }
 
 // One that joins a member is greeted by all others.
+// A greeting that comes before its receiver has heard of the new member is made
+// up for by sums, which this test does without: so one of several is enough.
 func TestNewMemberIsGreeted(t *testing.T) {
 	n := newNetwork(t)
 	quiet := func(c *Config) { c.Timing = never(); c.Timing.Gossip = quick().Gossip }
 	a, b := n.start(1, 1, quiet), n.start(2, 1, quiet)
 	b.join(a)
-	c := n.start(3, 1, quiet)
-	c.write("x", "1")
-	c.join(a)
-	eventually(t, "a member that was not joined has its record", func() bool {
-		return b.records.get(c.id, "x") == "1"
+	var newcomers []*node
+	next := time.Now()
+	eventually(t, "a member that was not joined has a newcomer's record", func() bool {
+		if len(newcomers) < 8 && !time.Now().Before(next) {
+			c := n.start(3+len(newcomers), 1, quiet)
+			c.write("x", "1")
+			c.join(a)
+			newcomers, next = append(newcomers, c), time.Now().Add(time.Second)
+		}
+		return slices.ContainsFunc(newcomers, func(c *node) bool { return b.records.get(c.id, "x") == "1" })
 	})
 }
 
