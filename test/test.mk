@@ -12,7 +12,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # does that.
 LAB_PACKAGES := ./test/sim ./test/dockerlab ./test/e2e
 LAB_TIMEOUT  := 20m
-TIMED        := ^TestLeaseLatency$$
+TIMED        := ^(TestLeaseLatency|TestJoiningStaysFlat)$$
 
 # sudo has a PATH of its own, which seldom has Go; users' often lacks sbin.
 AS_ROOT := $(if $(SUDO),$(SUDO) env "PATH=$$PATH:/usr/local/sbin:/usr/sbin:/sbin")
@@ -44,7 +44,7 @@ vulncheck: ## Look for known vulnerabilities, where their database can be reache
 
 test: plugin ## Run all tests; those that need root skip without it, unless WEAVE_REQUIRE_ROOT=1
 	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off -skip '$(TIMED)' $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
-		-- -vet=off -count=1 -run '$(TIMED)' ./plugin/daemon \
+		-- -vet=off -count=1 -p 1 -run '$(TIMED)' ./plugin/daemon ./mesh \
 		-- -vet=off -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
 		-- -C=test/bench -vet=off -count=1 -short ./...
 
