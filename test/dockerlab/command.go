@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -139,10 +138,21 @@ func (h *Host) RemovePlugin() error {
 	return err
 }
 
-// ProjectDir returns the root of the source tree.
+// ProjectDir returns the root of the source tree that the working directory is
+// in, or the working directory itself if it is in none. A path that the compiler
+// noted would do only without -trimpath.
 func ProjectDir() string {
-	_, file, _, _ := runtime.Caller(0)
-	return filepath.Join(filepath.Dir(file), "..", "..")
+	here, err := os.Getwd()
+	if err != nil {
+		return "."
+	}
+	for dir := here; dir != filepath.Dir(dir); dir = filepath.Dir(dir) {
+		mod, _ := os.ReadFile(filepath.Join(dir, "go.mod"))
+		if bytes.HasPrefix(mod, []byte("module weave\n")) {
+			return dir
+		}
+	}
+	return here
 }
 
 // BuildDir returns where the binary and the plugin's folder are: build/, unless
