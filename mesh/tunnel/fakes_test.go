@@ -89,14 +89,18 @@ type fakeLink struct {
 
 const tag = "0123456789abcdef"
 
-func (l *fakeLink) Seal(datagram []byte) error {
+func (l *fakeLink) Seal(buf []byte, size int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.down {
 		return errors.New("no session")
 	}
-	wire.Header{Type: wire.TypeSealed, Version: wire.Version, Counter: l.counter.Add(1)}.Put(datagram)
-	copy(datagram[len(datagram)-wire.TagLen:], tag)
+	for len(buf) > 0 {
+		d := buf[:min(size, len(buf))]
+		buf = buf[len(d):]
+		wire.Header{Type: wire.TypeSealed, Version: wire.Version, Counter: l.counter.Add(1)}.Put(d)
+		copy(d[len(d)-wire.TagLen:], tag)
+	}
 	return nil
 }
 

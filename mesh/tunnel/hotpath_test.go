@@ -46,9 +46,12 @@ type wireLink struct {
 
 func (l *wireLink) Link(id.PeerID) Link { return l }
 
-func (l *wireLink) Seal(d []byte) error {
-	l.counter++
-	wire.Header{Type: wire.TypeSealed, Version: wire.Version, Counter: l.counter}.Put(d)
+func (l *wireLink) Seal(buf []byte, size int) error {
+	for len(buf) > 0 {
+		l.counter++
+		wire.Header{Type: wire.TypeSealed, Version: wire.Version, Counter: l.counter}.Put(buf)
+		buf = buf[min(size, len(buf)):]
+	}
 	return nil
 }
 
@@ -180,9 +183,13 @@ type recorder struct {
 	frames []string
 }
 
-func (r *recorder) Seal(d []byte) error {
-	d[0] = byte(wire.TypeSealed)
-	copy(d[len(d)-wire.TagLen:], tag)
+func (r *recorder) Seal(buf []byte, size int) error {
+	for len(buf) > 0 {
+		d := buf[:min(size, len(buf))]
+		buf = buf[len(d):]
+		d[0] = byte(wire.TypeSealed)
+		copy(d[len(d)-wire.TagLen:], tag)
+	}
 	return nil
 }
 

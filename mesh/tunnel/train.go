@@ -92,7 +92,7 @@ func (t *train) seal() {
 	filled := t.filling
 	t.filling = load{}
 	datagram := t.buf[t.open : t.end+wire.TagLen]
-	if err := t.link.Seal(datagram); err != nil {
+	if err := t.link.Seal(datagram, len(datagram)); err != nil {
 		t.count.drop(dropNoPath, filled.frames)
 		t.end = t.open
 		return

@@ -61,12 +61,12 @@ import (
 // Link is the way to one peer. It is safe for concurrent use and allocates
 // nothing.
 type Link interface {
-	// Seal encrypts a whole datagram in place: wire.HeaderLen bytes of room,
-	// the plaintext, wire.TagLen bytes of room. Datagrams sealed one after
-	// another get consecutive counters, if nobody else seals meanwhile.
-	Seal(datagram []byte) error
-	// Send sends sealed datagrams, each size bytes long but the last, which
-	// may be shorter. buf is the caller's again when it returns.
+	// Seal encrypts the datagrams in buf in place, each size bytes long but the
+	// last, which may be shorter: wire.HeaderLen bytes of room, the plaintext,
+	// wire.TagLen bytes of room. Their counters are consecutive, whoever else
+	// seals meanwhile. After an error none is sealed.
+	Seal(buf []byte, size int) error
+	// Send sends what Seal has sealed. buf is the caller's again when it returns.
 	Send(buf []byte, size int) error
 }
 
