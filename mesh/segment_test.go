@@ -215,6 +215,14 @@ func TestJoinFails(t *testing.T) {
 	must(t, a.leave(blue))
 }
 
+func TestQueuesForCPUs(t *testing.T) {
+	for cpus, want := range map[int]int{1: 1, 2: 1, 3: 1, 4: 2, 7: 3, 8: 4, 64: 4} {
+		if got := queues(cpus); got != want {
+			t.Errorf("%d CPUs: %d queues, want %d", cpus, got, want)
+		}
+	}
+}
+
 // TestLeaveFails holds that leaving can be repeated.
 func TestLeaveFails(t *testing.T) {
 	t.Parallel()

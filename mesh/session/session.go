@@ -103,23 +103,43 @@ func NewAEAD(key *[32]byte, useAES bool) (cipher.AEAD, error) {
 	return gcm.New(key)
 }
 
-// Seal turns datagram into a sealed one in place: the caller leaves
-// wire.HeaderLen bytes of room in front of the plaintext and wire.TagLen behind
-// it, and Seal fills both.
-func (s *Session) Seal(datagram []byte) error {
-	if len(datagram) < wire.HeaderLen+wire.TagLen {
+// Seal turns the datagrams in buf, each size bytes long, the last maybe shorter,
+// into sealed ones in place: the caller leaves wire.HeaderLen bytes of room in
+// front of each plaintext and wire.TagLen behind it, and Seal fills both. Their
+// counters are consecutive, whoever else seals meanwhile. After an error none is
+// sealed.
+func (s *Session) Seal(buf []byte, size int) error {
+	n := 1
+	if len(buf) > size {
+		if size <= 0 {
+			return ErrShort
+		}
+		n = (len(buf) + size - 1) / size
+	}
+	if len(buf)-(n-1)*size < minDatagram {
 		return ErrShort
 	}
-	counter := s.counter.Add(1) - 1
-	if counter >= s.limits.RejectMessages {
+	next := s.counter.Add(uint64(n)) // behind those that are ours now
+	if next > s.limits.RejectMessages {
 		return ErrSpent
 	}
+	for counter := next - uint64(n); counter < next-1; counter++ {
+		s.seal(buf[:size], counter)
+		buf = buf[size:]
+	}
+	s.seal(buf, next-1)
+	return nil
+}
+
+func (s *Session) seal(datagram []byte, counter uint64) {
 	h := wire.Header{Type: wire.TypeSealed, Version: wire.Version, Index: s.index, Counter: counter}
 	h.Put(datagram)
 	header, text := datagram[:wire.HeaderLen], datagram[wire.HeaderLen:]
 	s.send.Seal(text[:0], nonce(header), text[:len(text)-wire.TagLen], header)
-	return nil
 }
+
+// minDatagram is the length of a sealed datagram with nothing in it.
+const minDatagram = wire.HeaderLen + wire.TagLen
 
 // Open checks and decrypts a sealed datagram in place; plain aliases it. A
 // datagram that fails is destroyed too. What is authentic is looked up in the
@@ -127,7 +147,7 @@ func (s *Session) Seal(datagram []byte) error {
 // and cannot forge, and the one costs us as much as the other. The caller found the session by the
 // header's index and has judged type and version.
 func (s *Session) Open(datagram []byte) (plain []byte, err error) {
-	if len(datagram) < wire.HeaderLen+wire.TagLen {
+	if len(datagram) < minDatagram {
 		return nil, ErrShort
 	}
 	h, err := wire.ParseHeader(datagram)

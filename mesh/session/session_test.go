@@ -35,7 +35,7 @@ func sealed(t testing.TB, s *Session, text string) []byte {
 	t.Helper()
 	d := make([]byte, wire.HeaderLen+len(text)+wire.TagLen)
 	copy(d[wire.HeaderLen:], text)
-	if err := s.Seal(d); err != nil {
+	if err := s.Seal(d, len(d)); err != nil {
 		t.Fatal(err)
 	}
 	return d
@@ -90,7 +90,7 @@ func TestHostile(t *testing.T) {
 	if _, err := a.Open(sealed(t, a, "mirrored")); !errors.Is(err, ErrForged) {
 		t.Errorf("sent back: %v", err)
 	}
-	if err := a.Seal(make([]byte, wire.HeaderLen+wire.TagLen-1)); !errors.Is(err, ErrShort) {
+	if err := a.Seal(make([]byte, wire.HeaderLen+wire.TagLen-1), 1000); !errors.Is(err, ErrShort) {
 		t.Errorf("no room: %v", err)
 	}
 }
@@ -145,8 +145,17 @@ func TestLimits(t *testing.T) {
 		if over := a.Over(start); over != (n >= 4) {
 			t.Errorf("after %d: over %v", n, over)
 		}
-		if err := a.Seal(make([]byte, 64)); !errors.Is(err, want) {
+		if err := a.Seal(make([]byte, 64), 64); !errors.Is(err, want) {
 			t.Errorf("number %d: %v, want %v", n, err, want)
+		}
+	}
+	b, _ := pair(t, true, limits)
+	for n, want := range []error{nil, ErrSpent} { // of three datagrams, all or none
+		buf := trainOf(3, 64, 64)
+		if err := b.Seal(buf, 64); !errors.Is(err, want) {
+			t.Errorf("train %d: %v, want %v", n, err, want)
+		} else if sealed := !bytes.Equal(buf, make([]byte, len(buf))); sealed != (want == nil) {
+			t.Errorf("train %d: sealed %v", n, sealed)
 		}
 	}
 }
@@ -156,7 +165,7 @@ func TestRetire(t *testing.T) {
 	d := sealed(t, b, "late")
 	a.Retire()
 	a.Retire()
-	if err := a.Seal(make([]byte, 64)); !errors.Is(err, ErrSpent) {
+	if err := a.Seal(make([]byte, 64), 64); !errors.Is(err, ErrSpent) {
 		t.Errorf("seal: %v", err)
 	}
 	if _, err := a.Open(d); err != nil {
@@ -164,36 +173,102 @@ func TestRetire(t *testing.T) {
 	}
 }
 
-// Many goroutines seal while one opens: no counter comes twice, and of two
-// copies of a datagram exactly one is opened.
-func TestConcurrent(t *testing.T) {
+// trainOf returns n datagrams to seal, each size bytes long but the last.
+func trainOf(n, size, last int) []byte { return make([]byte, (n-1)*size+last) }
+
+// each calls f with the datagrams of a train.
+func each(buf []byte, size int, f func(datagram []byte)) {
+	for len(buf) > 0 {
+		d := buf[:min(size, len(buf))]
+		f(d)
+		buf = buf[len(d):]
+	}
+}
+
+func TestTrain(t *testing.T) {
 	a, b := pair(t, true, DefaultLimits())
-	const workers, each = 4, 500
+	rapid.Check(t, func(t *rapid.T) {
+		const least = wire.HeaderLen + wire.TagLen
+		size := rapid.IntRange(least, 200).Draw(t, "size")
+		n := rapid.IntRange(1, 64).Draw(t, "n")
+		buf := trainOf(n, size, rapid.IntRange(least, size).Draw(t, "last"))
+		for i := range buf {
+			buf[i] = byte(i)
+		}
+		want := bytes.Clone(buf)
+		next := a.counter.Load()
+		if err := a.Seal(buf, size); err != nil {
+			t.Fatal(err)
+		}
+		each(buf, size, func(d []byte) {
+			h, err := wire.ParseHeader(d)
+			if err != nil || h.Counter != next {
+				t.Fatalf("header %+v, %v, want counter %d", h, err, next)
+			}
+			next++
+			plain, err := b.Open(d)
+			if err != nil || !bytes.Equal(plain, want[wire.HeaderLen:len(d)-wire.TagLen]) {
+				t.Fatalf("opened %x, %v", plain, err)
+			}
+			want = want[len(d):]
+		})
+		if got := a.counter.Load(); got != next {
+			t.Fatalf("%d counters gone, want %d", got, next)
+		}
+		for _, bad := range [][2]int{{len(buf), least - 1}, {len(buf), 0}, {size + least - 1, size}, {0, size}} {
+			if err := a.Seal(make([]byte, max(bad[0], size))[:bad[0]], bad[1]); err != ErrShort {
+				t.Fatalf("%d bytes in datagrams of %d: %v", bad[0], bad[1], err)
+			}
+		}
+	})
+}
+
+// Many goroutines seal trains while one opens: no counter comes twice, those of
+// a train are consecutive, none is above the limit, and of two copies of a
+// datagram exactly one is opened.
+func TestConcurrent(t *testing.T) {
+	const limit, size, workers = 2000, 64, 4
+	limits := DefaultLimits()
+	limits.RejectMessages = limit
+	a, b := pair(t, true, limits)
 	var mu sync.Mutex
 	opened := map[uint64]int{} // mu is held by who opens, too
-	var wg sync.WaitGroup
-	for range workers {
-		wg.Go(func() {
-			for range each {
-				d := make([]byte, 64)
-				if err := a.Seal(d); err != nil {
-					t.Error(err)
-					return
-				}
-				h, _ := wire.ParseHeader(d)
-				for _, c := range [][]byte{bytes.Clone(d), d} {
-					mu.Lock()
-					if _, err := b.Open(c); err == nil {
-						opened[h.Counter]++
-					}
-					mu.Unlock()
+	open := func(buf []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		first, _ := wire.ParseHeader(buf)
+		next := first.Counter
+		each(buf, size, func(d []byte) {
+			h, _ := wire.ParseHeader(d)
+			if h.Counter != next || h.Counter >= limit {
+				t.Errorf("counter %d, want %d", h.Counter, next)
+			}
+			next++
+			for _, c := range [][]byte{bytes.Clone(d), d} {
+				if _, err := b.Open(c); err == nil {
+					opened[h.Counter]++
 				}
 			}
 		})
 	}
+	var wg sync.WaitGroup
+	for worker := range workers {
+		wg.Go(func() {
+			for n := worker; ; n++ {
+				buf := trainOf(1+n%7, size, size)
+				if err := a.Seal(buf, size); err != nil {
+					if err != ErrSpent {
+						t.Error(err)
+					}
+					return
+				}
+				open(buf)
+			}
+		})
+	}
 	wg.Wait()
-	if len(opened) != workers*each {
-		t.Errorf("%d counters, want %d", len(opened), workers*each)
+	if len(opened) < limit-7 {
+		t.Errorf("%d counters, want %d but for less than a train", len(opened), limit)
 	}
 	for c, n := range opened {
 		if n != 1 {
@@ -205,13 +280,15 @@ func TestConcurrent(t *testing.T) {
 func TestNoAllocations(t *testing.T) {
 	for _, aes := range []bool{true, false} {
 		a, b := pair(t, aes, DefaultLimits())
-		d := make([]byte, 1400)
+		buf, size := trainOf(2, 1400, 1000), 1400
 		if n := testing.AllocsPerRun(200, func() {
-			if a.Seal(d) != nil {
+			if a.Seal(buf, size) != nil {
 				t.Fatal("seal")
 			}
-			if _, err := b.Open(d); err != nil {
-				t.Fatal(err)
+			for _, d := range [][]byte{buf[:size], buf[size:]} {
+				if _, err := b.Open(d); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}); n != 0 {
 			t.Errorf("AES %v: %v allocations", aes, n)
@@ -283,7 +360,7 @@ func BenchmarkSealOpen(b *testing.B) {
 			b.SetBytes(int64(len(d)))
 			b.ReportAllocs()
 			for b.Loop() {
-				_ = x.Seal(d)
+				_ = x.Seal(d, len(d))
 				if _, err := y.Open(d); err != nil {
 					b.Fatal(err)
 				}

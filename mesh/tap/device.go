@@ -5,8 +5,11 @@
 // Calls into the kernel never block; a wait for the device is one that the
 // runtime's poller knows of. Reading and writing allocate nothing.
 //
-// It does not look into frames, does not attach devices to bridges, and has
-// one queue per device.
+// A device has one queue or several. The kernel puts all frames of a flow, both
+// directions of it, into one of them: so readers of different queues need not
+// care about each other, and a flow's frames keep their order.
+//
+// It does not look into frames and does not attach devices to bridges.
 package tap
 
 import (
@@ -17,8 +20,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,29 +43,33 @@ var (
 
 // Options describe a device.
 type Options struct {
-	Name string
-	MTU  int              // of the link, in bytes
-	MAC  net.HardwareAddr // of the link; nil leaves the kernel's choice
+	Name   string
+	MTU    int              // of the link, in bytes
+	MAC    net.HardwareAddr // of the link; nil leaves the kernel's choice
+	Queues int              // how many are wanted; below 2: one
 }
 
 // Device is an open TAP device. Its methods may be called concurrently.
 type Device struct {
 	// Set once by Open.
-	name string
-	file *os.File
-	raw  syscall.RawConn
-	uso  bool
+	name   string
+	multi  bool     // the link can have several queues
+	opened []*queue // all
+	queues []*queue // of them, those to read from
+	out    *queue   // to write to
+	uso    bool
 
 	closed  atomic.Bool
 	writers sync.Pool // of *writer
-
-	readMu sync.Mutex // guards reader
-	reader reader
 }
 
 // Open creates the device in the calling thread's network namespace, or
 // attaches to one that an earlier process left, brings it up and without IPv6
 // addresses of its own. The link outlives the process; Remove deletes it.
+//
+// A link remembers whether it was made for one queue or for several. One that
+// was made for one has one, whatever is wanted, until it is made anew: what is
+// plugged into it stays connected.
 //
 // The error is ErrBusy while another process has the device open, ErrNotTAP if
 // a link of another kind has the name, ErrName if no link can have it.
@@ -72,7 +77,11 @@ func Open(opt Options) (*Device, error) {
 	if err := checkName(opt.Name); err != nil {
 		return nil, err
 	}
-	d, err := attach(opt.Name)
+	multi := opt.Queues > 1
+	d, err := attach(opt, multi)
+	if errors.Is(err, ErrNotTAP) { // or made by a process that wanted otherwise
+		d, err = attach(opt, !multi)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open tap %s: %w", opt.Name, err)
 	}
@@ -93,72 +102,57 @@ func checkName(name string) error {
 	return nil
 }
 
-// attach makes the link, or takes the existing one, and hands its descriptor
-// to the runtime's poller, which must not see it before it has a link.
-func attach(name string) (*Device, error) {
-	fd, err := unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: clonePath, Err: err}
-	}
-	uso, err := setup(fd, name)
-	if err != nil {
-		return nil, errors.Join(err, unix.Close(fd))
-	}
-	file := os.NewFile(uintptr(fd), clonePath)
-	// What is not in the poller knows no deadlines.
-	if err := file.SetDeadline(time.Time{}); err != nil {
-		return nil, errors.Join(fmt.Errorf("register with the poller: %w", err), file.Close())
-	}
-	raw, err := file.SyscallConn()
-	if err != nil {
-		return nil, errors.Join(err, file.Close())
-	}
-	d := &Device{name: name, file: file, raw: raw, uso: uso}
-	d.reader.recv = d.reader.receive
+// attach makes the link, or takes the existing one, which must have been made
+// in the same way: for several queues or for one.
+func attach(opt Options, multi bool) (*Device, error) {
+	d := &Device{name: opt.Name, multi: multi}
 	d.writers.New = func() any { return newWriter() }
+	if err := d.openQueues(max(opt.Queues, 1)); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
 	return d, nil
 }
 
-// setup binds fd to the link of that name and asks for runs with unfinished
-// checksums. uso tells whether runs of UDP are among them.
-func setup(fd int, name string) (uso bool, err error) {
-	ifr, err := unix.NewIfreq(name)
+// openQueues opens the queues to read from, and decides which to write to.
+//
+// The kernel gives a flow's frames to the queue that frames of the flow were
+// last written to, either direction. With several queues we write to one that
+// is detached: it is never read from, its writes do not count, and flows are
+// spread by their hash. It goes first, since frames that arrive before it is
+// detached are lost, and since it keeps its number, which must be one of those
+// that are read from.
+func (d *Device) openQueues(n int) error {
+	first, err := d.openQueue()
 	if err != nil {
-		return false, err
+		return err
 	}
-	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	switch err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); {
-	case errors.Is(err, unix.EBUSY):
-		return false, ErrBusy
-	case errors.Is(err, unix.EINVAL):
-		return false, ErrNotTAP
-	case err != nil:
-		return false, os.NewSyscallError("TUNSETIFF", err)
+	d.out = first
+	if d.uso, err = first.enableRuns(); err != nil {
+		return err
 	}
-	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, run.VnetHdrLen); err != nil {
-		return false, os.NewSyscallError("TUNSETVNETHDRSZ", err)
+	if !d.multi {
+		d.queues = d.opened
+		return nil
 	}
-	const (
-		tso = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
-		all = tso | unix.TUN_F_USO4 | unix.TUN_F_USO6
-	)
-	if unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, all) == nil {
-		return true, nil
+	if err := first.detach(); err != nil {
+		return err
 	}
-	// Kernels before 6.2 have no runs of UDP.
-	return false, os.NewSyscallError("TUNSETOFFLOAD", unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tso))
+	for range n {
+		q, err := d.openQueue()
+		if err != nil {
+			return err
+		}
+		d.queues = append(d.queues, q)
+	}
+	return nil
 }
 
 // configure sets up the link and, once all is well, makes it stay.
 func (d *Device) configure(opt Options) error {
-	if err := setupLink(opt); err != nil {
+	if err := setupLink(opt, d.held()); err != nil {
 		return err
 	}
-	var persist error
-	err := d.raw.Control(func(fd uintptr) {
-		persist = unix.IoctlSetInt(int(fd), unix.TUNSETPERSIST, 1)
-	})
-	return errors.Join(err, os.NewSyscallError("TUNSETPERSIST", persist))
+	return d.out.ioctl("TUNSETPERSIST", func(fd int) error { return unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1) })
 }
 
 // Name returns the name of the link.
@@ -168,11 +162,26 @@ func (d *Device) Name() string { return d.name }
 // run.Joiner is to be told.
 func (d *Device) USO() bool { return d.uso }
 
+// Queues returns how many queues are to be read from.
+func (d *Device) Queues() int { return len(d.queues) }
+
+// held is how many queues the kernel counts as ours.
+func (d *Device) held() int {
+	if d.multi {
+		return len(d.queues) + 1
+	}
+	return 0 // counted for links with several only
+}
+
 // Close gives the device up and leaves the link as it is. Calls that wait
 // return an error that is os.ErrClosed, and so does every later one.
 func (d *Device) Close() error {
 	d.closed.Store(true)
-	return d.file.Close()
+	var errs []error
+	for _, q := range d.opened {
+		errs = append(errs, q.file.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // pollError names the error of a call of the poller. No deadlines are set, so

@@ -12,7 +12,7 @@ import (
 // CPU's second cache keeps until it is sent, and little to wait for behind.
 const batchBytes = 256 << 10
 
-// reader is the state of one ReadBatch. It lives in the Device so that no call
+// reader is the state of one ReadBatch. It lives in the queue so that no call
 // allocates.
 type reader struct {
 	recv  func(fd uintptr) bool // receive, bound once
@@ -23,14 +23,15 @@ type reader struct {
 	errno unix.Errno
 }
 
-// ReadBatch waits for a frame, takes what else is queued, and returns how many
-// of bufs it filled; sizes tells how far, virtio-net header and frame. After
-// 256 KiB, or the last of bufs, it stops, and more tells that frames may be
-// left. Each buffer must be at least run.VnetHdrLen+run.MaxFrame long; the
-// buffers remain the caller's. One call runs at a time, others wait for it.
+// ReadBatch waits for a frame in a queue, which are numbered from 0, takes what
+// else is in it, and returns how many of bufs it filled; sizes tells how far,
+// virtio-net header and frame. After 256 KiB, or the last of bufs, it stops, and
+// more tells that frames may be left. Each buffer must be at least
+// run.VnetHdrLen+run.MaxFrame long; the buffers remain the caller's. One call
+// for a queue runs at a time, others wait for it.
 //
 // The error is os.ErrClosed after Close and ErrGone after the link was deleted.
-func (d *Device) ReadBatch(bufs [][]byte, sizes []int) (n int, more bool, err error) {
+func (d *Device) ReadBatch(queue int, bufs [][]byte, sizes []int) (n int, more bool, err error) {
 	bufs = bufs[:min(len(bufs), len(sizes))]
 	if len(bufs) == 0 {
 		return 0, false, nil
@@ -40,11 +41,12 @@ func (d *Device) ReadBatch(bufs [][]byte, sizes []int) (n int, more bool, err er
 			return 0, false, fmt.Errorf("read tap %s: buffer of %d bytes: %w", d.name, len(b), io.ErrShortBuffer)
 		}
 	}
-	d.readMu.Lock()
-	defer d.readMu.Unlock()
-	r := &d.reader
+	q := d.queues[queue]
+	q.readMu.Lock()
+	defer q.readMu.Unlock()
+	r := &q.reader
 	r.bufs, r.sizes, r.n, r.more, r.errno = bufs, sizes, 0, false, 0
-	err = d.raw.Read(r.recv)
+	err = q.raw.Read(r.recv)
 	r.bufs, r.sizes = nil, nil
 	switch {
 	case err != nil:
@@ -110,11 +112,11 @@ func (d *Device) Write(frame []byte) error {
 }
 
 func (d *Device) write(w *writer) error {
-	if err := d.raw.Control(w.try); err != nil {
+	if err := d.out.raw.Control(w.try); err != nil {
 		return d.pollError()
 	}
 	if w.errno == unix.EAGAIN {
-		if err := d.raw.Write(w.retry); err != nil {
+		if err := d.out.raw.Write(w.retry); err != nil {
 			return d.pollError()
 		}
 	}

@@ -8,17 +8,24 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 // txQueueLen is the most frames that wait for us to read them; runs count as
 // one. It is the kernel's default for Ethernet.
 const txQueueLen = 1000
 
-// setupLink brings the link to the state that opt describes, and up.
-func setupLink(opt Options) error {
+// setupLink brings the link to the state that opt describes, and up. ours is how
+// many of its queues we have; 0: it can have but one.
+func setupLink(opt Options, ours int) error {
 	link, err := netlink.LinkByName(opt.Name)
 	if err != nil {
 		return fmt.Errorf("find link: %w", err)
+	}
+	if ours > 0 {
+		if err := setupQueues(link, ours); err != nil {
+			return err
+		}
 	}
 	if err := netlink.LinkSetMTU(link, opt.MTU); err != nil {
 		return fmt.Errorf("set MTU %d: %w", opt.MTU, err)
@@ -36,6 +43,29 @@ func setupLink(opt Options) error {
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bring up: %w", err)
+	}
+	return nil
+}
+
+// setupQueues is for a link that can have several queues. The kernel lets any
+// process add its own, so it is for us to see that nobody else has one. And the
+// queueing discipline that the kernel chooses would have 256 queues of its own,
+// 6 MiB in all, for nothing: the device always takes what it is given.
+func setupQueues(link netlink.Link, ours int) error {
+	tuntap, ok := link.(*netlink.Tuntap)
+	if !ok {
+		return ErrNotTAP // replaced meanwhile
+	}
+	if tuntap.Queues+tuntap.DisabledQueues > ours {
+		return ErrBusy
+	}
+	none := &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Parent: netlink.HANDLE_ROOT},
+		QdiscType:  "noqueue",
+	}
+	// A kernel without queueing disciplines has none.
+	if err := netlink.QdiscReplace(none); err != nil && !errors.Is(err, unix.EOPNOTSUPP) {
+		return fmt.Errorf("set queueing discipline: %w", err)
 	}
 	return nil
 }

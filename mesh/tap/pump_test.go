@@ -39,7 +39,7 @@ type site struct {
 
 // newTunnel connects two namespaces by a wire with the usual MTU and puts a
 // site on each; the overlay is 10.99.0.0/24 and fd99::/64.
-func newTunnel(t testing.TB) (a, b *site) {
+func newTunnel(t testing.TB, queues int) (a, b *site) {
 	t.Helper()
 	a, b = &site{ns: newNamespace(t)}, &site{ns: newNamespace(t)}
 	a.ns.do(t, func() error {
@@ -48,12 +48,14 @@ func newTunnel(t testing.TB) (a, b *site) {
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "wire", PeerNamespace: netlink.NsFd(b.ns.handle)})
 	})
 	for i, s := range []*site{a, b} {
-		s.open(t, i+1)
+		s.open(t, i+1, queues)
 	}
 	a.peer, b.peer = b.udp.LocalAddr(), a.udp.LocalAddr()
 	var wg sync.WaitGroup
 	for _, s := range []*site{a, b} {
-		wg.Go(func() { s.outwards(t) })
+		for q := range queues {
+			wg.Go(func() { s.outwards(t, q) })
+		}
 		wg.Go(func() { s.inwards(t) })
 	}
 	t.Cleanup(func() {
@@ -67,9 +69,9 @@ func newTunnel(t testing.TB) (a, b *site) {
 	return a, b
 }
 
-func (s *site) open(t testing.TB, number int) {
+func (s *site) open(t testing.TB, number, queues int) {
 	t.Helper()
-	s.tap = s.ns.open(t, "wvt0")
+	s.tap = s.ns.openQueues(t, "wvt0", queues)
 	s.ns.do(t, func() (err error) {
 		// Here the TAP stands for the bridge as well, and so has addresses.
 		if err := os.WriteFile("/proc/sys/net/ipv6/conf/wvt0/disable_ipv6", []byte("0"), 0); err != nil {
@@ -102,13 +104,14 @@ func addAddr(name, addr string) error {
 	return errors.Join(netlink.LinkSetUp(link), netlink.AddrAdd(link, a))
 }
 
-// outwards carries frames from the TAP to the peer until the TAP is closed.
-func (s *site) outwards(t testing.TB) {
+// outwards carries frames from a queue of the TAP to the peer until the TAP is
+// closed.
+func (s *site) outwards(t testing.TB, queue int) {
 	bufs, sizes := buffers(8)
 	train := make([]byte, 0, 1<<17)
 	var sp run.Splitter
 	for {
-		n, _, err := s.tap.ReadBatch(bufs, sizes)
+		n, _, err := s.tap.ReadBatch(queue, bufs, sizes)
 		if err != nil {
 			if !errors.Is(err, os.ErrClosed) {
 				t.Error(err)
@@ -235,15 +238,17 @@ func connect(t testing.TB, from, to *site, addr string) (out, in net.Conn) {
 // TestPump: streams between two namespaces arrive as they were sent, and they
 // travel in runs.
 func TestPump(t *testing.T) {
-	a, b := newTunnel(t)
-	for addr, size := range map[string]int64{"10.99.0.2": 64 << 20, "fd99::2": 8 << 20} {
-		out, in := connect(t, a, b, addr)
-		transfer(t, out, in, size)
-	}
-	if a.runs.Load() == 0 || a.pieces.Load() < 2*a.runs.Load() || b.joined.Load() < 2*b.frames.Load() || b.refused.Load() > 0 {
-		t.Errorf("sent %d runs of %d pieces; received %d datagrams, wrote %d frames, refused %d",
-			a.runs.Load(), a.pieces.Load(), b.joined.Load(), b.frames.Load(), b.refused.Load())
-	}
+	forQueues(t, func(t *testing.T, queues int) {
+		a, b := newTunnel(t, queues)
+		for addr, size := range map[string]int64{"10.99.0.2": 64 << 20, "fd99::2": 8 << 20} {
+			out, in := connect(t, a, b, addr)
+			transfer(t, out, in, size)
+		}
+		if a.runs.Load() == 0 || a.pieces.Load() < 2*a.runs.Load() || b.joined.Load() < 2*b.frames.Load() || b.refused.Load() > 0 {
+			t.Errorf("sent %d runs of %d pieces; received %d datagrams, wrote %d frames, refused %d",
+				a.runs.Load(), a.pieces.Load(), b.joined.Load(), b.frames.Load(), b.refused.Load())
+		}
+	})
 }
 
 // transfer sends size bytes and compares what arrives.
@@ -271,7 +276,7 @@ func transfer(t *testing.T, out, in net.Conn, size int64) {
 // TestPumpDatagrams: trains of an application's datagrams arrive with their
 // boundaries, as one frame where the TAP has runs of UDP.
 func TestPumpDatagrams(t *testing.T) {
-	a, b := newTunnel(t)
+	a, b := newTunnel(t, 1)
 	for _, addrs := range [][2]string{{"10.99.0.1", "10.99.0.2"}, {"fd99::1", "fd99::2"}} {
 		var from, to *udp.Conn
 		a.ns.do(t, func() (err error) {
@@ -325,7 +330,7 @@ func readDatagrams(t *testing.T, c *udp.Conn, n, size int) (got []byte, boundari
 func BenchmarkPump(b *testing.B) {
 	for name, addr := range map[string]string{"overlay": "10.99.0.2", "wire": "192.0.2.2"} {
 		b.Run(name, func(b *testing.B) {
-			x, y := newTunnel(b)
+			x, y := newTunnel(b, 1)
 			out, in := connect(b, x, y, addr)
 			benchStream(b, out, in)
 			if frames := y.frames.Load(); frames > 0 {

@@ -3,9 +3,11 @@ package tap
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/vishvananda/netlink"
@@ -16,12 +18,18 @@ import (
 
 const testMTU = 1390
 
-// open opens the device in ns; it is closed and removed when the test ends.
+// open opens the device with one queue in ns; it is closed and removed when the
+// test ends.
 func (ns namespace) open(t testing.TB, name string) *Device {
+	t.Helper()
+	return ns.openQueues(t, name, 1)
+}
+
+func (ns namespace) openQueues(t testing.TB, name string, queues int) *Device {
 	t.Helper()
 	var d *Device
 	ns.do(t, func() (err error) {
-		d, err = Open(Options{Name: name, MTU: testMTU})
+		d, err = Open(Options{Name: name, MTU: testMTU, Queues: queues})
 		return err
 	})
 	t.Cleanup(func() {
@@ -29,6 +37,13 @@ func (ns namespace) open(t testing.TB, name string) *Device {
 		ns.do(t, func() error { return Remove(name) })
 	})
 	return d
+}
+
+// forQueues tests a device with one queue, and one with several.
+func forQueues(t *testing.T, test func(t *testing.T, queues int)) {
+	for _, queues := range []int{1, 3} {
+		t.Run(fmt.Sprint("queues=", queues), func(t *testing.T) { test(t, queues) })
+	}
 }
 
 func buffers(n int) (bufs [][]byte, sizes []int) {
@@ -115,32 +130,42 @@ func TestReadOnlySysctls(t *testing.T) {
 }
 
 func TestAttach(t *testing.T) {
-	ns := newNamespace(t)
-	first := ns.open(t, "wvt0")
-	ns.do(t, func() error {
-		if _, err := Open(Options{Name: "wvt0", MTU: testMTU}); !errors.Is(err, ErrBusy) {
-			t.Errorf("second Open: %v", err)
+	forQueues(t, func(t *testing.T, queues int) {
+		ns := newNamespace(t)
+		first := ns.openQueues(t, "wvt0", queues)
+		before := ns.link(t, "wvt0")
+		ns.do(t, func() error {
+			for _, others := range []int{1, 2} {
+				if _, err := Open(Options{Name: "wvt0", MTU: testMTU + 10, Queues: others}); !errors.Is(err, ErrBusy) {
+					t.Errorf("second Open: %v", err)
+				}
+			}
+			return first.Close()
+		})
+		if mtu := ns.link(t, "wvt0").Attrs().MTU; mtu != testMTU {
+			t.Errorf("MTU %d after the others' tries", mtu)
 		}
-		before, err := netlink.LinkByName("wvt0")
-		if err != nil {
-			return err
-		}
-		if err := first.Close(); err != nil {
-			return err
-		}
-		second, err := Open(Options{Name: "wvt0", MTU: testMTU + 10})
-		if err != nil {
-			return err
-		}
-		after, err := netlink.LinkByName("wvt0")
-		if err != nil {
-			return err
-		}
+		ns.do(t, func() error {
+			second, err := Open(Options{Name: "wvt0", MTU: testMTU + 10, Queues: queues})
+			if err != nil {
+				return err
+			}
+			return second.Close()
+		})
+		after := ns.link(t, "wvt0")
 		if before.Attrs().Index != after.Attrs().Index || after.Attrs().MTU != testMTU+10 {
 			t.Errorf("link %d became %d, MTU %d", before.Attrs().Index, after.Attrs().Index, after.Attrs().MTU)
 		}
-		return second.Close()
 	})
+}
+
+func (ns namespace) link(t *testing.T, name string) (link netlink.Link) {
+	t.Helper()
+	ns.do(t, func() (err error) {
+		link, err = netlink.LinkByName(name)
+		return err
+	})
+	return link
 }
 
 func TestOtherKindOfLink(t *testing.T) {
@@ -162,72 +187,82 @@ func TestOtherKindOfLink(t *testing.T) {
 
 // TestFailedOpenLeavesNothing: a link that could not be set up is gone.
 func TestFailedOpenLeavesNothing(t *testing.T) {
-	newNamespace(t).do(t, func() error {
-		if d, err := Open(Options{Name: "wvt0", MTU: 1 << 20}); err == nil {
-			t.Error("MTU of 1 MiB accepted")
-			return d.Close()
-		}
-		if _, err := netlink.LinkByName("wvt0"); !errors.As(err, &netlink.LinkNotFoundError{}) {
-			t.Errorf("link is there: %v", err)
-		}
-		return nil
+	forQueues(t, func(t *testing.T, queues int) {
+		newNamespace(t).do(t, func() error {
+			if d, err := Open(Options{Name: "wvt0", MTU: 1 << 20, Queues: queues}); err == nil {
+				t.Error("MTU of 1 MiB accepted")
+				return d.Close()
+			}
+			if _, err := netlink.LinkByName("wvt0"); !errors.As(err, &netlink.LinkNotFoundError{}) {
+				t.Errorf("link is there: %v", err)
+			}
+			return nil
+		})
 	})
 }
 
+// readers start to read all queues, and return where each of them ends.
+func (d *Device) readers() <-chan error {
+	ended := make(chan error, d.Queues())
+	for q := range d.Queues() {
+		go func() {
+			bufs, sizes := buffers(1)
+			for {
+				if _, _, err := d.ReadBatch(q, bufs, sizes); err != nil {
+					ended <- err
+					return
+				}
+			}
+		}()
+	}
+	return ended
+}
+
 func TestCloseUnblocks(t *testing.T) {
-	d := newNamespace(t).open(t, "wvt0")
-	bufs, sizes := buffers(1)
-	done := make(chan error)
-	go func() {
-		for {
-			if _, _, err := d.ReadBatch(bufs, sizes); err != nil {
-				done <- err
-				return
+	forQueues(t, func(t *testing.T, queues int) {
+		d := newNamespace(t).openQueues(t, "wvt0", queues)
+		ended := d.readers()
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for range queues {
+			if err := <-ended; !errors.Is(err, os.ErrClosed) {
+				t.Errorf("ReadBatch: %v", err)
 			}
 		}
-	}()
-	if err := d.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; !errors.Is(err, os.ErrClosed) {
-		t.Errorf("ReadBatch: %v", err)
-	}
-	if err := d.Write(make([]byte, 100)); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("Write: %v", err)
-	}
+		if err := d.Write(make([]byte, 100)); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Write: %v", err)
+		}
+	})
 }
 
 func TestRemoveUnblocks(t *testing.T) {
-	ns := newNamespace(t)
-	d := ns.open(t, "wvt0")
-	bufs, sizes := buffers(1)
-	done := make(chan error)
-	go func() {
-		for {
-			if _, _, err := d.ReadBatch(bufs, sizes); err != nil {
-				done <- err
-				return
+	forQueues(t, func(t *testing.T, queues int) {
+		ns := newNamespace(t)
+		d := ns.openQueues(t, "wvt0", queues)
+		ended := d.readers()
+		ns.do(t, func() error { return Remove("wvt0") })
+		for range queues {
+			if err := <-ended; !errors.Is(err, ErrGone) {
+				t.Errorf("ReadBatch: %v", err)
 			}
 		}
-	}()
-	ns.do(t, func() error { return Remove("wvt0") })
-	if err := <-done; !errors.Is(err, ErrGone) {
-		t.Errorf("ReadBatch: %v", err)
-	}
-	if _, _, err := d.ReadBatch(bufs, sizes); !errors.Is(err, ErrGone) {
-		t.Errorf("ReadBatch again: %v", err)
-	}
-	if err := d.Write(make([]byte, 100)); !errors.Is(err, ErrGone) {
-		t.Errorf("Write: %v", err)
-	}
+		bufs, sizes := buffers(1)
+		if _, _, err := d.ReadBatch(0, bufs, sizes); !errors.Is(err, ErrGone) {
+			t.Errorf("ReadBatch again: %v", err)
+		}
+		if err := d.Write(make([]byte, 100)); !errors.Is(err, ErrGone) {
+			t.Errorf("Write: %v", err)
+		}
+	})
 }
 
 func TestBadBuffersAndFrames(t *testing.T) {
 	d := newNamespace(t).open(t, "wvt0")
-	if n, _, err := d.ReadBatch(nil, nil); n != 0 || err != nil {
+	if n, _, err := d.ReadBatch(0, nil, nil); n != 0 || err != nil {
 		t.Errorf("no buffers: %d, %v", n, err)
 	}
-	if _, _, err := d.ReadBatch([][]byte{make([]byte, 2000)}, make([]int, 1)); !errors.Is(err, io.ErrShortBuffer) {
+	if _, _, err := d.ReadBatch(0, [][]byte{make([]byte, 2000)}, make([]int, 1)); !errors.Is(err, io.ErrShortBuffer) {
 		t.Errorf("short buffer: %v", err)
 	}
 	if err := d.Write(make([]byte, run.VnetHdrLen+5)); !errors.Is(err, unix.EINVAL) {
@@ -258,6 +293,11 @@ func TestWriteWhileDown(t *testing.T) {
 // put sends a frame some times through a link's other side, a packet socket.
 func (ns namespace) put(t *testing.T, name string, frame []byte, times int) {
 	t.Helper()
+	ns.putAll(t, name, slices.Repeat([][]byte{frame}, times))
+}
+
+func (ns namespace) putAll(t *testing.T, name string, frames [][]byte) {
+	t.Helper()
 	ns.do(t, func() error {
 		link, err := netlink.LinkByName(name)
 		if err != nil {
@@ -268,7 +308,7 @@ func (ns namespace) put(t *testing.T, name string, frame []byte, times int) {
 			return err
 		}
 		defer unix.Close(fd)
-		for range times {
+		for _, frame := range frames {
 			to := &unix.SockaddrLinklayer{Ifindex: link.Attrs().Index}
 			if err := unix.Sendto(fd, frame, 0, to); err != nil {
 				return err
@@ -286,7 +326,7 @@ func TestReadSaysWhetherMoreIsLeft(t *testing.T) {
 	bufs, sizes := buffers(8)
 	read := func(buffers, want int, wantMore bool) {
 		t.Helper()
-		if n, more, err := d.ReadBatch(bufs[:buffers], sizes); n != want || more != wantMore || err != nil {
+		if n, more, err := d.ReadBatch(0, bufs[:buffers], sizes); n != want || more != wantMore || err != nil {
 			t.Errorf("ReadBatch = %d, %v, %v, want %d, %v", n, more, err, want, wantMore)
 		}
 	}
@@ -317,7 +357,7 @@ func TestFrames(t *testing.T) {
 	frame := append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x88, 0xb5}, bytes.Repeat([]byte{7}, 50)...)
 	ns.put(t, "wvt0", frame, 3)
 	bufs, sizes := buffers(4)
-	n, _, err := d.ReadBatch(bufs, sizes)
+	n, _, err := d.ReadBatch(0, bufs, sizes)
 	if err != nil || n != 3 {
 		t.Fatalf("ReadBatch = %d, %v", n, err)
 	}

@@ -329,7 +329,7 @@ func TestRoaming(t *testing.T) {
 	await(t, "all pongs", func() bool { return a.status(b.self).RTT > 0 && b.status(a.self).RTT > 0 })
 	d := make([]byte, wire.HeaderLen+wire.ItemHeaderLen+wire.TagLen)
 	wire.AppendItem(d[:wire.HeaderLen], wire.KindKeepalive, nil)
-	if err := b.Link(a.self).Seal(d); err != nil {
+	if err := b.Link(a.self).Seal(d, len(d)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.WriteToUDPAddrPort(d, a.addr); err != nil {

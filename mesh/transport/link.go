@@ -47,15 +47,17 @@ type entry struct {
 // Link returns the link to a peer, or nil if the peer is unknown.
 func (t *Transport) Link(p id.PeerID) *Link { return (*t.links.Load())[p] }
 
-// Seal seals one datagram in place: wire.HeaderLen bytes of room in front,
-// items, wire.TagLen bytes of room behind. Its error is ErrNoSession.
-func (l *Link) Seal(datagram []byte) error {
+// Seal seals the datagrams that stand one after the other in buf, each size bytes
+// long, the last maybe shorter, in place: wire.HeaderLen bytes of room in front,
+// items, wire.TagLen bytes of room behind. All are of one session, and their
+// counters consecutive. Its error is ErrNoSession; then none is sealed.
+func (l *Link) Seal(buf []byte, size int) error {
 	e := l.current.Load()
 	if e == nil {
 		l.want()
 		return ErrNoSession
 	}
-	err := e.session.Seal(datagram)
+	err := e.session.Seal(buf, size)
 	if err == session.ErrSpent {
 		l.want()
 		return ErrNoSession
@@ -109,7 +111,7 @@ func (l *Link) transmit(kind wire.Kind, body []byte) error {
 	d := make([]byte, wire.HeaderLen, wire.HeaderLen+wire.ItemHeaderLen+len(body)+wire.TagLen)
 	d = wire.AppendItem(d, kind, body)
 	d = d[:len(d)+wire.TagLen]
-	if err := l.Seal(d); err != nil {
+	if err := l.Seal(d, len(d)); err != nil {
 		return err
 	}
 	return l.Send(d, len(d))

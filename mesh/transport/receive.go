@@ -226,7 +226,7 @@ func (r *receiver) pong(l *Link, body []byte) {
 	}
 	d := wire.AppendItem(r.scratch[:wire.HeaderLen], wire.KindPong, body)
 	d = d[:len(d)+wire.TagLen]
-	if l.Seal(d) == nil {
+	if l.Seal(d, len(d)) == nil {
 		_ = l.Send(d, len(d)) // counted
 	}
 }

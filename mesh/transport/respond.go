@@ -154,7 +154,7 @@ func (t *Transport) repeated3(j job) {
 	}
 	var d [wire.HeaderLen + wire.ItemHeaderLen + wire.TagLen]byte
 	wire.AppendItem(d[:wire.HeaderLen], wire.KindKeepalive, nil)
-	if e.session.Seal(d[:]) == nil {
+	if e.session.Seal(d[:], len(d)) == nil {
 		_ = t.write(d[:], j.from)
 	}
 }

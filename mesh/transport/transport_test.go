@@ -344,7 +344,7 @@ func TestExpiry(t *testing.T) {
 	take(t, "PeerUp", a.ups)
 	a.wire.setLose(func([]byte) bool { return true })
 	link := a.Link(b.self)
-	await(t, "end of the session", func() bool { return errors.Is(link.Seal(make([]byte, 64)), ErrNoSession) })
+	await(t, "end of the session", func() bool { return errors.Is(link.Seal(make([]byte, 64), 64), ErrNoSession) })
 	if err := a.Send(b.self, wire.KindGossip, []byte("late")); err != nil {
 		t.Fatal(err)
 	}
@@ -420,9 +420,9 @@ func sendFrames(t testing.TB, l *Link, n int, text string) {
 		body := make([]byte, wire.FrameHeaderLen, wire.FrameHeaderLen+len(text))
 		wire.FrameHeader{Segment: 1}.Put(body)
 		wire.AppendItem(d[:wire.HeaderLen], wire.KindFrame, append(body, text...))
-		if err := l.Seal(d); err != nil {
-			t.Fatal(err)
-		}
+	}
+	if err := l.Seal(buf, size); err != nil {
+		t.Fatal(err)
 	}
 	if err := l.Send(buf, size); err != nil {
 		t.Fatal(err)
@@ -439,7 +439,7 @@ func TestHotPathAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(500, func() {
 		wire.AppendItem(d[:wire.HeaderLen], wire.KindKeepalive, body)
 		l := a.Link(b.self)
-		if err := l.Seal(d); err != nil {
+		if err := l.Seal(d, len(d)); err != nil {
 			t.Fatal(err)
 		}
 		if err := l.Send(d, len(d)); err != nil {

@@ -52,26 +52,26 @@ func TestStandingQueueSlowsStreamsDown(t *testing.T) {
 		"single piece": {[][]byte{tcpRun(make([]byte, 900), 1000, 0)}, true, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := loop(t, tc.frames)
+			s := loop(t, tc.frames, 1)
 			s.device.(*steadyDevice).left = tc.left
 			var clock fakeClock
-			s.out.clock = clock.now
-			pieces := uint64(0)
+			s.clock = clock.now
+			o, pieces := s.outs[0], uint64(0)
 			for _, f := range tc.frames {
 				m, _ := run.DecodeVnet(f)
-				n, err := s.out.splitter.Reset(f[run.VnetHdrLen:], m, s.out.maxFrame)
+				n, err := o.splitter.Reset(f[run.VnetHdrLen:], m, o.maxFrame)
 				if err != nil {
 					t.Fatal(err)
 				}
 				pieces += uint64(n)
 			}
 			for range 2 {
-				if err := s.out.turn(); err != nil {
+				if err := o.turn(); err != nil {
 					t.Fatal(err)
 				}
 				clock.advance(backlogInterval)
 			}
-			out := s.out.counters.traffic()
+			out := traffic(&o.counters)
 			if lost := out.Drops["queue"]; lost != tc.want || out.Frames != 2*pieces-tc.want {
 				t.Errorf("%d lost and %d of %d sent, want %d lost", lost, out.Frames, 2*pieces, tc.want)
 			}

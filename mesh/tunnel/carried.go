@@ -20,6 +20,6 @@ func (t *Tunnel) SetCarried(key string, peers []id.PeerID) {
 // endpoint announced, and for a segment that is not here.
 func (t *Tunnel) Learn(key string, mac fdb.MAC, at id.PeerID) {
 	if s := t.segment(key); s != nil {
-		s.admit(mac, fdb.At(at), s.out.clock())
+		s.admit(mac, fdb.At(at), s.clock())
 	}
 }

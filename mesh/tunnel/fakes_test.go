@@ -32,6 +32,7 @@ const (
 // fakeDevice is a TAP whose kernel side is the test.
 type fakeDevice struct {
 	batches chan [][]byte // what ReadBatch returns, call by call
+	second  chan [][]byte // the same of another queue; nil: there is none
 	written chan []byte
 	closed  chan struct{}
 	fail    atomic.Bool // Write returns an error
@@ -46,11 +47,25 @@ func newFakeDevice() *fakeDevice {
 	}
 }
 
-func (d *fakeDevice) ReadBatch(bufs [][]byte, sizes []int) (int, bool, error) {
+// newTwoQueues returns one with a second queue.
+func newTwoQueues() *fakeDevice {
+	d := newFakeDevice()
+	d.second = make(chan [][]byte, cap(d.batches))
+	return d
+}
+
+func (d *fakeDevice) Queues() int {
+	if d.second != nil {
+		return 2
+	}
+	return 1
+}
+
+func (d *fakeDevice) ReadBatch(queue int, bufs [][]byte, sizes []int) (int, bool, error) {
 	select {
 	case <-d.closed:
 		return 0, false, os.ErrClosed
-	case frames, ok := <-d.batches:
+	case frames, ok := <-[]chan [][]byte{d.batches, d.second}[queue]:
 		if !ok {
 			return 0, false, errors.New("device is gone")
 		}
@@ -89,14 +104,18 @@ type fakeLink struct {
 
 const tag = "0123456789abcdef"
 
-func (l *fakeLink) Seal(datagram []byte) error {
+func (l *fakeLink) Seal(buf []byte, size int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.down {
 		return errors.New("no session")
 	}
-	wire.Header{Type: wire.TypeSealed, Version: wire.Version, Counter: l.counter.Add(1)}.Put(datagram)
-	copy(datagram[len(datagram)-wire.TagLen:], tag)
+	for len(buf) > 0 {
+		d := buf[:min(size, len(buf))]
+		buf = buf[len(d):]
+		wire.Header{Type: wire.TypeSealed, Version: wire.Version, Counter: l.counter.Add(1)}.Put(d)
+		copy(d[len(d)-wire.TagLen:], tag)
+	}
 	return nil
 }
 
@@ -285,11 +304,19 @@ func (d *fakeDevice) wantNothing(t testing.TB) {
 // settle waits until the segment has done with all that was queued before.
 func (d *fakeDevice) settle(t testing.TB) {
 	t.Helper()
+	settle(t, d.batches)
+	if d.second != nil {
+		settle(t, d.second)
+	}
+}
+
+func settle(t testing.TB, batches chan [][]byte) {
+	t.Helper()
 	// When there is room for one empty batch more than the queue takes, the
 	// first of them has been read, and what was before it is done.
-	for range cap(d.batches) + 1 {
+	for range cap(batches) + 1 {
 		select {
-		case d.batches <- nil:
+		case batches <- nil:
 		case <-time.After(patience):
 			t.Fatal("the segment does not read")
 		}

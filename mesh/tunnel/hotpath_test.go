@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,10 +23,13 @@ func headerOf(key string) wire.FrameHeader { return wire.FrameHeader{Segment: se
 // steadyDevice gives the same frames again and again, and takes all.
 type steadyDevice struct {
 	frames [][]byte
+	queues int
 	left   bool // says that there are more
 }
 
-func (d *steadyDevice) ReadBatch(bufs [][]byte, sizes []int) (int, bool, error) {
+func (d *steadyDevice) Queues() int { return d.queues }
+
+func (d *steadyDevice) ReadBatch(_ int, bufs [][]byte, sizes []int) (int, bool, error) {
 	for i, f := range d.frames {
 		sizes[i] = copy(bufs[i], f)
 	}
@@ -39,20 +43,29 @@ func (*steadyDevice) Close() error       { return nil }
 // wireLink hands what is sent to a tunnel, as the transport does: opened in
 // place, one frame after the other.
 type wireLink struct {
-	from    id.PeerID
-	to      *Tunnel
-	counter uint64
+	from id.PeerID
+	to   *Tunnel
+
+	mu      sync.Mutex // one goroutine at a time receives
+	counter uint64     // guarded by mu
 }
 
 func (l *wireLink) Link(id.PeerID) Link { return l }
 
-func (l *wireLink) Seal(d []byte) error {
-	l.counter++
-	wire.Header{Type: wire.TypeSealed, Version: wire.Version, Counter: l.counter}.Put(d)
+func (l *wireLink) Seal(buf []byte, size int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(buf) > 0 {
+		l.counter++
+		wire.Header{Type: wire.TypeSealed, Version: wire.Version, Counter: l.counter}.Put(buf)
+		buf = buf[min(size, len(buf)):]
+	}
 	return nil
 }
 
 func (l *wireLink) Send(buf []byte, size int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for len(buf) > 0 {
 		d := buf[:min(size, len(buf))]
 		buf = buf[len(d):]
@@ -79,13 +92,13 @@ func (l *wireLink) Send(buf []byte, size int) error {
 
 // loop is the sending half of one tunnel, whose turns the test makes, with the
 // receiving half of another.
-func loop(t testing.TB, frames [][]byte) *segment {
+func loop(t testing.TB, frames [][]byte, queues int) *segment {
 	log := quiet()
 	sender, receiver := id.PeerID{1}, id.PeerID{2}
 	to := &host{t: t, tunnel: New(Config{Self: receiver, Log: log, Clock: time.Now})}
 	to.attach(key, sinkDevice{newFakeDevice()})
 	cfg := Config{Self: sender, Links: &wireLink{from: sender, to: to.tunnel}, Log: log, Clock: time.Now}
-	s := newSegment(cfg, Segment{ID: segmentID(key), Key: key, MTU: mtu, Device: &steadyDevice{frames: frames}})
+	s := newSegment(cfg, Segment{ID: segmentID(key), Key: key, MTU: mtu, Device: &steadyDevice{frames: frames, queues: queues}})
 	s.setMembers([]id.PeerID{receiver})
 	s.setEndpoint(fdb.Endpoint{At: fdb.At(receiver), ID: "b", MAC: macB, IPs: addrs(ipB)})
 	s.setEndpoint(fdb.Endpoint{At: fdb.Here(), ID: "a", MAC: macA, IPs: addrs(ipA)})
@@ -111,17 +124,19 @@ func hotFrames() map[string][][]byte {
 
 func TestNoAllocations(t *testing.T) {
 	for name, frames := range hotFrames() {
-		t.Run(name, func(t *testing.T) {
-			s := loop(t, frames)
-			allocs := testing.AllocsPerRun(100, func() {
-				if err := s.out.turn(); err != nil {
-					t.Fatal(err)
+		for queues := 1; queues <= 2; queues++ {
+			t.Run(fmt.Sprint(name, queues), func(t *testing.T) {
+				s := loop(t, frames, queues)
+				allocs := testing.AllocsPerRun(100, func() {
+					if err := s.outs[queues-1].turn(); err != nil {
+						t.Fatal(err)
+					}
+				})
+				if allocs != 0 {
+					t.Fatalf("%v allocations per turn", allocs)
 				}
 			})
-			if allocs != 0 {
-				t.Fatalf("%v allocations per turn", allocs)
-			}
-		})
+		}
 	}
 }
 
@@ -162,11 +177,11 @@ func BenchmarkTurn(b *testing.B) {
 	for _, name := range []string{"run", "small"} {
 		b.Run(name, func(b *testing.B) {
 			frames := hotFrames()[name]
-			s := loop(b, frames)
+			s := loop(b, frames, 1)
 			b.SetBytes(int64(len(frames) * len(frames[0])))
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := s.out.turn(); err != nil {
+				if err := s.outs[0].turn(); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -180,9 +195,13 @@ type recorder struct {
 	frames []string
 }
 
-func (r *recorder) Seal(d []byte) error {
-	d[0] = byte(wire.TypeSealed)
-	copy(d[len(d)-wire.TagLen:], tag)
+func (r *recorder) Seal(buf []byte, size int) error {
+	for len(buf) > 0 {
+		d := buf[:min(size, len(buf))]
+		buf = buf[len(d):]
+		d[0] = byte(wire.TypeSealed)
+		copy(d[len(d)-wire.TagLen:], tag)
+	}
 	return nil
 }
 
@@ -217,7 +236,7 @@ func (r *recorder) Send(buf []byte, size int) error {
 func TestTrainKeepsFrames(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		r, count := new(recorder), new(counters)
-		train := newTrain(rapid.IntRange(100, 2000).Draw(t, "packed"), count)
+		train := newTrain(rapid.IntRange(100, 2000).Draw(t, "packed"), rapid.Bool().Draw(t, "shared"), count)
 		train.link = r
 		size := rapid.OneOf(rapid.IntRange(14, 100), rapid.IntRange(1300, 1500), rapid.IntRange(14, trainBytes-wire.Overhead))
 		var want []string

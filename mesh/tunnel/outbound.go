@@ -4,7 +4,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/time/rate"
+	"golang.org/x/sys/cpu"
 
 	"weave/mesh/fdb"
 	"weave/mesh/id"
@@ -20,20 +20,15 @@ const (
 	// maxTrains is to how many peers trains are kept at once. With more, as
 	// in a broadcast, the oldest one leaves early.
 	maxTrains = 8
-	// questionRate and questionBurst limit the requests per second for
-	// addresses that nobody announced, since each goes to all members.
-	questionRate  = 200
-	questionBurst = 200
 )
 
-// outbound is the way from a segment's TAP to the mesh. All of it is owned by
-// the segment's goroutine, but for the counters.
+// outbound is the way from a queue of a segment's TAP to the mesh. All of it is
+// owned by the queue's goroutine, but for the counters.
 type outbound struct {
 	seg      *segment
+	queue    int // number of it
 	links    Links
-	clock    func() time.Time
 	maxFrame int // bytes of a piece of a run
-	limiter  *rate.Limiter
 
 	bufs  [batchFrames][]byte
 	sizes [batchFrames]int
@@ -54,27 +49,30 @@ type outbound struct {
 	reply    [run.VnetHdrLen + neigh.MaxFrame]byte
 	counters counters
 	answered atomic.Uint64
+	_        cpu.CacheLinePad // what lies behind is another goroutine's
 }
 
-func (o *outbound) init(s *segment, cfg Config, mtu int) {
-	o.seg, o.links, o.clock = s, cfg.Links, cfg.Clock
-	o.maxFrame = mtu + ethernetLen + vlanLen
-	o.packed = wire.Overhead + mtu + ethernetLen
-	o.limiter = rate.NewLimiter(questionRate, questionBurst)
+func newOutbound(s *segment, queue int, cfg Config, mtu int) *outbound {
+	o := &outbound{
+		seg: s, queue: queue, links: cfg.Links,
+		maxFrame: mtu + ethernetLen + vlanLen,
+		packed:   wire.Overhead + mtu + ethernetLen,
+	}
 	const size = run.VnetHdrLen + run.MaxFrame
 	backing := make([]byte, batchFrames*size)
 	for i := range o.bufs {
 		o.bufs[i] = backing[i*size : (i+1)*size : (i+1)*size]
 	}
+	return o
 }
 
 // turn does step 1, and the others for each frame that was read.
 func (o *outbound) turn() error {
-	n, more, err := o.seg.device.ReadBatch(o.bufs[:], o.sizes[:])
+	n, more, err := o.seg.device.ReadBatch(o.queue, o.bufs[:], o.sizes[:])
 	if err != nil {
 		return err
 	}
-	now := o.clock()
+	now := o.seg.clock()
 	o.brake = o.backlog.stands(now, more)
 	o.source, o.to = fdb.MAC{}, fdb.MAC{}
 	for i := range n {
@@ -125,7 +123,7 @@ func (o *outbound) question(frame []byte, to fdb.MAC, now time.Time) (done bool)
 	owner, at, known := o.seg.table.LookupIP(q.Target)
 	o.seg.mu.RUnlock()
 	switch {
-	case !known && to.Multicast() && !o.limiter.AllowN(now, 1):
+	case !known && to.Multicast() && !o.seg.limiter.AllowN(now, 1):
 		o.counters.drop(dropRate, 1)
 		return true
 	case !known:
@@ -215,7 +213,7 @@ func (o *outbound) freeTrain() *train {
 		return t
 	}
 	if o.trains[o.active] == nil {
-		o.trains[o.active] = newTrain(o.packed, &o.counters)
+		o.trains[o.active] = newTrain(o.packed, len(o.seg.outs) > 1, &o.counters)
 	}
 	o.active++
 	return o.trains[o.active-1]

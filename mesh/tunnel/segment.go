@@ -7,12 +7,20 @@ import (
 
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/cpu"
+	"golang.org/x/time/rate"
 
 	"weave/mesh/fdb"
 	"weave/mesh/id"
 	"weave/mesh/neigh"
 	"weave/mesh/run"
 	"weave/mesh/wire"
+)
+
+// questionRate and questionBurst limit the requests per second for addresses
+// that nobody announced, since each goes to all members.
+const (
+	questionRate  = 200
+	questionBurst = 200
 )
 
 // segment is one segment that this host is on: what both directions share.
@@ -22,17 +30,19 @@ type segment struct {
 	noUDPRuns bool
 	device    Device
 	log       *logrus.Entry
-	done      chan struct{} // closed when run ends
+	clock     func() time.Time
+	limiter   *rate.Limiter // of questions
+	outs      []*outbound   // for each queue of the device; owned by its goroutine
 
 	members  atomic.Pointer[members]
 	stopping atomic.Bool
 	failure  atomic.Pointer[error] // why reading from the device ended
+	running  sync.WaitGroup        // the queues' goroutines
 
 	mu    sync.RWMutex // also held by who replaces members
 	table *fdb.Table   // guarded by mu
 
-	out outbound // owned by run
-	_   cpu.CacheLinePad
+	_ cpu.CacheLinePad
 
 	in        counters // by the way from the mesh
 	strangers atomic.Uint64
@@ -54,35 +64,43 @@ func newSegment(cfg Config, seg Segment) *segment {
 		noUDPRuns: !seg.Device.USO(),
 		device:    seg.Device,
 		log:       cfg.Log.WithField("segment", seg.Key),
-		done:      make(chan struct{}),
+		clock:     cfg.Clock,
+		limiter:   rate.NewLimiter(questionRate, questionBurst),
 		table:     fdb.New(),
 	}
 	s.members.Store(&members{self: cfg.Self})
-	s.out.init(s, cfg, seg.MTU)
+	s.outs = make([]*outbound, seg.Device.Queues())
+	for i := range s.outs {
+		s.outs[i] = newOutbound(s, i, cfg, seg.MTU)
+	}
 	return s
 }
 
-// run carries frames from the device to the mesh until the device is closed.
-func (s *segment) run() {
-	defer close(s.done)
+// start begins to carry frames from the device to the mesh, until it is closed.
+func (s *segment) start() {
+	for _, o := range s.outs {
+		s.running.Go(func() { s.run(o) })
+	}
+}
+
+func (s *segment) run(o *outbound) {
 	for {
-		err := s.out.turn()
+		err := o.turn()
 		if err == nil {
 			continue
 		}
-		if !s.stopping.Load() {
-			s.failure.Store(&err)
+		if !s.stopping.Load() && s.failure.CompareAndSwap(nil, &err) {
 			s.log.WithError(err).Error("reading from the TAP failed: the segment sends nothing any more")
 		}
 		return
 	}
 }
 
-// stop closes the device, which ends run, and waits for that.
+// stop closes the device, which ends what start began, and waits for that.
 func (s *segment) stop() error {
 	s.stopping.Store(true)
 	err := s.device.Close()
-	<-s.done
+	s.running.Wait()
 	return err
 }
 

@@ -41,11 +41,16 @@ type Traffic struct {
 	Drops         map[string]uint64 // frames by reason, zeros left out
 }
 
-func (c *counters) traffic() Traffic {
-	t := Traffic{Frames: c.frames.Load(), Bytes: c.bytes.Load(), Drops: map[string]uint64{}}
-	for reason := range c.drops {
-		if n := c.drops[reason].Load(); n > 0 {
-			t.Drops[reasonName(reason)] = n
+// traffic sums up counters.
+func traffic(all ...*counters) Traffic {
+	t := Traffic{Drops: map[string]uint64{}}
+	for _, c := range all {
+		t.Frames += c.frames.Load()
+		t.Bytes += c.bytes.Load()
+		for reason := range c.drops {
+			if n := c.drops[reason].Load(); n > 0 {
+				t.Drops[reasonName(reason)] += n
+			}
 		}
 	}
 	return t
@@ -69,12 +74,16 @@ func (t *Tunnel) Stats(key string) (Stats, bool) {
 		return Stats{}, false
 	}
 	stats := Stats{
-		Out:       s.out.counters.traffic(),
-		In:        s.in.traffic(),
-		Answered:  s.out.answered.Load(),
+		In:        traffic(&s.in),
 		Strangers: s.strangers.Load(),
 		Members:   len(s.members.Load().list),
 	}
+	out := make([]*counters, len(s.outs))
+	for i, o := range s.outs {
+		out[i] = &o.counters
+		stats.Answered += o.answered.Load()
+	}
+	stats.Out = traffic(out...)
 	if err := s.failure.Load(); err != nil {
 		stats.Failure = (*err).Error()
 	}

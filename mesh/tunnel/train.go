@@ -20,29 +20,35 @@ type load struct{ frames, bytes uint64 }
 
 // train lays out datagrams for one peer where they are sealed and sent from:
 //
-//	buf: | sent | sealed | sealed | header room | item | frame | item | fra...
-//	             ^first            ^open                               ^end
+//	buf: | sent | ready | ready | header room | item | frame | item | fra...
+//	             ^first          ^open                               ^end
 //
-// Sealed datagrams are all size bytes long: one that is shorter can only be
-// the last, and one that is longer begins a new train. Behind end there is
+// Datagrams that are ready are all size bytes long: one that is shorter can only
+// be the last, and one that is longer begins a new train. Behind end there is
 // always room for the tag of the open datagram. One goroutine owns a train.
+//
+// Each datagram is sealed as soon as it is closed, while the CPU's first cache
+// has it: to seal a whole train at once makes a turn 4 % longer. But where others
+// seal for the peer meanwhile, only the latter gives consecutive counters, and
+// without them the pieces of a run are not joined again.
 type train struct {
 	peer   id.PeerID
 	link   Link
-	packed int // bytes that a datagram of several frames may have
+	packed int  // bytes that a datagram of several frames may have
+	shared bool // others may seal for the peer meanwhile
 	count  *counters
 
 	buf       []byte
 	first     int
 	open, end int // equal if no datagram is open
-	size      int // 0 if none is sealed
-	sealed    int // how many are
+	size      int // 0 if none is ready
+	ready     int // how many are
 	waiting   load
 	filling   load // of the open datagram
 }
 
-func newTrain(packed int, count *counters) *train {
-	return &train{packed: packed, count: count, buf: make([]byte, trainBytes)}
+func newTrain(packed int, shared bool, count *counters) *train {
+	return &train{packed: packed, shared: shared, count: count, buf: make([]byte, trainBytes)}
 }
 
 // room returns where a frame of n bytes is to be written before it is added: in
@@ -50,7 +56,7 @@ func newTrain(packed int, count *counters) *train {
 // most what a datagram of trainBytes has room for.
 func (t *train) room(n int, alone bool) []byte {
 	if t.end > t.open && (alone || t.end-t.open+itemLen+n+wire.TagLen > t.limit()) {
-		t.seal()
+		t.finish()
 	}
 	if t.end == t.open {
 		t.begin(max(wire.Overhead+n, t.packed))
@@ -68,7 +74,7 @@ func (t *train) limit() int {
 
 // begin opens a datagram that may become n bytes long.
 func (t *train) begin(n int) {
-	if t.open+n > len(t.buf) || t.sealed == trainDatagrams {
+	if t.open+n > len(t.buf) || t.ready == trainDatagrams {
 		t.send()
 	}
 	t.end = t.open + wire.HeaderLen
@@ -86,51 +92,57 @@ func (t *train) add(h wire.FrameHeader, n int) {
 	t.filling.bytes += uint64(n)
 }
 
-// seal is the first half of step 6: it closes the open datagram. Without a
+// finish closes the open datagram, and is the first half of step 6. Without a
 // session to seal it with, its frames are lost.
-func (t *train) seal() {
+func (t *train) finish() {
 	filled := t.filling
 	t.filling = load{}
 	datagram := t.buf[t.open : t.end+wire.TagLen]
-	if err := t.link.Seal(datagram); err != nil {
-		t.count.drop(dropNoPath, filled.frames)
-		t.end = t.open
-		return
+	if !t.shared {
+		if err := t.link.Seal(datagram, len(datagram)); err != nil {
+			t.count.drop(dropNoPath, filled.frames)
+			t.end = t.open
+			return
+		}
 	}
-	if t.sealed > 0 && len(datagram) > t.size {
-		t.sendSealed()
+	if t.ready > 0 && len(datagram) > t.size {
+		t.sendReady()
 	}
-	if t.sealed == 0 {
+	if t.ready == 0 {
 		t.size = len(datagram)
 	}
 	t.open += len(datagram)
 	t.end = t.open
-	t.sealed++
+	t.ready++
 	t.waiting.frames += filled.frames
 	t.waiting.bytes += filled.bytes
 	if len(datagram) < t.size {
-		t.sendSealed()
+		t.sendReady()
 	}
 }
 
-// sendSealed is the second half of step 6. The open datagram stays where it is.
-func (t *train) sendSealed() {
-	if t.sealed == 0 {
+// sendReady is the second half of step 6. The open datagram stays where it is.
+func (t *train) sendReady() {
+	if t.ready == 0 {
 		return
 	}
-	if err := t.link.Send(t.buf[t.first:t.open], t.size); err != nil {
+	datagrams := t.buf[t.first:t.open]
+	switch {
+	case t.shared && t.link.Seal(datagrams, t.size) != nil:
+		t.count.drop(dropNoPath, t.waiting.frames)
+	case t.link.Send(datagrams, t.size) != nil:
 		t.count.drop(dropSend, t.waiting.frames)
-	} else {
+	default:
 		t.count.pass(t.waiting)
 	}
-	t.first, t.size, t.sealed, t.waiting = t.open, 0, 0, load{}
+	t.first, t.size, t.ready, t.waiting = t.open, 0, 0, load{}
 }
 
 // send sends all there is; the train is empty then.
 func (t *train) send() {
 	if t.end > t.open {
-		t.seal()
+		t.finish()
 	}
-	t.sendSealed()
+	t.sendReady()
 	t.first, t.open, t.end = 0, 0, 0
 }

@@ -25,9 +25,10 @@
 //	    |                                     |
 //	    +--> Link: session, UDP_SEGMENT --> UDP_GRO, session
 //
-// Each segment has a goroutine that does steps 1 to 6 for a whole batch and
-// then reads again: nothing is handed over, nothing waits for more, nothing is
-// allocated. Steps 7 to 9 run in the goroutine that receives for the transport.
+// Each queue of a segment's TAP has a goroutine that does steps 1 to 6 for a
+// whole batch and then reads again: nothing is handed over, nothing waits for
+// more, nothing is allocated. A flow keeps to one queue, and so its order. Steps
+// 7 to 9 run in the goroutine that receives for the transport.
 //
 // A queue that stands loses a piece of a TCP run now and then: see backlog.
 //
@@ -61,12 +62,12 @@ import (
 // Link is the way to one peer. It is safe for concurrent use and allocates
 // nothing.
 type Link interface {
-	// Seal encrypts a whole datagram in place: wire.HeaderLen bytes of room,
-	// the plaintext, wire.TagLen bytes of room. Datagrams sealed one after
-	// another get consecutive counters, if nobody else seals meanwhile.
-	Seal(datagram []byte) error
-	// Send sends sealed datagrams, each size bytes long but the last, which
-	// may be shorter. buf is the caller's again when it returns.
+	// Seal encrypts the datagrams in buf in place, each size bytes long but the
+	// last, which may be shorter: wire.HeaderLen bytes of room, the plaintext,
+	// wire.TagLen bytes of room. Their counters are consecutive, whoever else
+	// seals meanwhile. After an error none is sealed.
+	Seal(buf []byte, size int) error
+	// Send sends what Seal has sealed. buf is the caller's again when it returns.
 	Send(buf []byte, size int) error
 }
 
@@ -78,11 +79,14 @@ type Links interface {
 
 // Device is a TAP device with virtio-net headers.
 type Device interface {
-	// ReadBatch waits for a frame and takes what else is queued, up to some
-	// amount: a header and a frame for each buffer, and their length. more
-	// tells that it may have left something. It has one caller at a time. It
-	// returns an error once the device is closed.
-	ReadBatch(bufs [][]byte, sizes []int) (n int, more bool, err error)
+	// Queues tells how many queues there are to read from; all frames of a flow
+	// come by the same.
+	Queues() int
+	// ReadBatch waits for a frame in a queue and takes what else is in it, up to
+	// some amount: a header and a frame for each buffer, and their length. more
+	// tells that it may have left something. It has one caller for each queue at
+	// a time. It returns an error once the device is closed.
+	ReadBatch(queue int, bufs [][]byte, sizes []int) (n int, more bool, err error)
 	// Write writes a header and a frame. It is safe for concurrent use, with
 	// Close too, and does not keep the buffer.
 	Write(vnetFrame []byte) error
@@ -191,12 +195,12 @@ func (t *Tunnel) AddSegment(seg Segment) error {
 	t.byKey[seg.Key] = s
 	segments[seg.ID] = s
 	t.segments.Store(&segments)
-	go s.run()
+	s.start()
 	return nil
 }
 
 // RemoveSegment closes the segment's device and waits for the end of its
-// goroutine. It does nothing if there is no such segment.
+// goroutines. It does nothing if there is no such segment.
 func (t *Tunnel) RemoveSegment(key string) error {
 	t.mu.Lock()
 	s := t.byKey[key]

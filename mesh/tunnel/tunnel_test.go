@@ -250,7 +250,7 @@ func TestLifecycle(t *testing.T) {
 func TestDeviceThatGoesAwayIsReported(t *testing.T) {
 	hosts, devices := pair(t)
 	close(devices[0].batches)
-	<-hosts[0].tunnel.segment(key).done
+	hosts[0].tunnel.segment(key).running.Wait()
 	if hosts[0].stats().Failure == "" {
 		t.Fatal("no failure in the stats")
 	}
