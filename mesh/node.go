@@ -90,6 +90,7 @@ type Node struct {
 	fast      *vxlan.Switch
 	seeds     *seeds
 	known     *known
+	routes    *routes
 	raised    chan struct{} // buffered: announceAgain is due
 	rechecked chan struct{} // buffered: checkSegments is due
 
@@ -130,6 +131,7 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Log,
 		index:     newIndex(),
+		routes:    newRoutes(),
 		segments:  map[string]*segment{},
 		raised:    make(chan struct{}, 1),
 		rechecked: make(chan struct{}, 1),
@@ -172,6 +174,8 @@ func (n *Node) transportConfig(incarnation uint64) transport.Config {
 		Frames: n.tunnel,
 		Stream: n.stream,
 		PeerUp: func(p id.PeerID) { n.gossip.PeerReachable(p) },
+		Next:   n.routes.next,
+		Linked: n.routes.change,
 	}
 }
 
@@ -209,6 +213,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.fast.Run(ctx) })
 	g.Go(func() error { return n.seedLoop(ctx) })
 	g.Go(func() error { return n.tend(ctx) })
+	g.Go(func() error { return n.routeLoop(ctx) })
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("run mesh: %w", err)
 	}
@@ -305,6 +310,7 @@ type membership struct{ n *Node }
 func (m membership) Up(x gossip.Member) {
 	m.n.log.WithFields(logrus.Fields{"peer": x.ID.Short(), "nickname": x.Nickname}).Info("peer joined")
 	m.remember(x)
+	m.n.routes.change()
 }
 
 // Update implements gossip.Events.
@@ -313,6 +319,7 @@ func (m membership) Update(x gossip.Member) { m.remember(x) }
 // Down implements gossip.Events.
 func (m membership) Down(x gossip.Member) {
 	m.n.log.WithFields(logrus.Fields{"peer": x.ID.Short(), "nickname": x.Nickname}).Warn("peer does not answer")
+	m.n.routes.change()
 }
 
 func (m membership) remember(x gossip.Member) {
