@@ -190,12 +190,23 @@ func (n *Node) gossipConfig() gossip.Config {
 	}
 }
 
-// candidates are the underlay addresses that others may reach us at.
+// candidates are the underlay addresses that others may reach us at: our own, and
+// those of the NATs before us as far as peers have told.
 func (n *Node) candidates() []netip.AddrPort {
-	if !n.cfg.Advertise.IsValid() {
-		return nil
+	own := n.ownAddress()
+	_, outside := behind(own, n.transport.Seen())
+	if !own.IsValid() {
+		return outside
 	}
-	return []netip.AddrPort{netip.AddrPortFrom(n.cfg.Advertise, n.transport.Port())}
+	return append([]netip.AddrPort{own}, outside...)
+}
+
+// ownAddress is what is told to others; not valid if there is none to tell.
+func (n *Node) ownAddress() netip.AddrPort {
+	if !n.cfg.Advertise.IsValid() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(n.cfg.Advertise.Unmap(), n.transport.Port())
 }
 
 // Run runs all parts until ctx ends or one of them fails. TAPs and VXLAN devices

@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -31,6 +32,8 @@ const (
 type routes struct {
 	table   atomic.Pointer[route.Table]
 	changed chan struct{} // buffered: links changed, ours or others'
+
+	candidates []netip.AddrPort // as told to others; routeLoop's
 }
 
 func newRoutes() *routes { return &routes{changed: make(chan struct{}, 1)} }
@@ -87,10 +90,15 @@ const (
 	linksWait // it is another, but was published just now
 )
 
-// relink finds the ways, and publishes our links if they changed and may is set.
+// relink finds the ways, and publishes our links if they changed and may is set; our addresses
+// too.
 func (n *Node) relink(may bool) linksOutcome {
 	self := n.cfg.Identity.ID
 	direct := n.transport.Direct()
+	if c := n.candidates(); !slices.Equal(c, n.routes.candidates) {
+		n.routes.candidates = c
+		n.gossip.SetCandidates(c)
+	}
 	own := route.Describe(direct, n.others(direct))
 	n.mu.Lock()
 	told := maps.Clone(n.index.links)

@@ -60,7 +60,7 @@ type Config struct {
 	// Next names the peer to which what is for p is to be given, where there is
 	// no direct way. It is called on the hot path.
 	Next func(p id.PeerID) (next id.PeerID, ok bool)
-	// Linked is told that Direct says something new.
+	// Linked is told that Direct or Seen says something new.
 	Linked func()
 
 	// PingInterval is how often each peer is pinged; 0 means 5 s.

@@ -23,11 +23,12 @@ type Link struct {
 	path    atomic.Pointer[hop]   // in use; set before current
 	wanted  atomic.Bool           // somebody has something to send
 
-	up     atomic.Bool  // the path is direct, and works both ways: see path.go
-	busy   atomic.Bool  // it carried frames of late, ours or others'
-	heard  atomic.Int64 // last authentic datagram; nanoseconds since epoch
-	proved atomic.Int64 // when the path last proved to work both ways; 0: not yet
-	rtt    atomic.Int64 // nanoseconds; 0: not measured
+	up     atomic.Bool                    // the path is direct, and works both ways: see path.go
+	busy   atomic.Bool                    // it carried frames of late, ours or others'
+	heard  atomic.Int64                   // last authentic datagram; nanoseconds since epoch
+	proved atomic.Int64                   // when the path last proved to work both ways; 0: not yet
+	rtt    atomic.Int64                   // nanoseconds; 0: not measured
+	seen   atomic.Pointer[netip.AddrPort] // where the peer sees us; nil: it has not told
 
 	txDatagrams, txBytes atomic.Uint64 // bytes of UDP payload
 	rxDatagrams, rxBytes atomic.Uint64

@@ -3,6 +3,7 @@ package transport
 import (
 	"encoding/binary"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -33,6 +34,8 @@ const (
 	probeLast  = 5 * time.Second
 	// pongAge is how long after a ping its pong may come.
 	pongAge = 10 * time.Second
+	// pingLen is the length of the body of our pings: the time.
+	pingLen = 8
 	// strayProbe is how often a peer that knocks is knocked at in return.
 	strayProbe = 200 * time.Millisecond
 )
@@ -106,7 +109,8 @@ func (t *Transport) mention() {
 // lost notes that there is no direct way to a peer any more; the caller has mu.
 func (t *Transport) lost(p *peer) {
 	if p.up.Swap(false) {
-		p.watch.probe = probe{} // knock at once		t.mention()
+		p.watch.probe = probe{} // knock at once
+		t.mention()
 	}
 }
 
@@ -232,7 +236,7 @@ func (t *Transport) doubt(l *Link, now time.Time) {
 func (r *receiver) ponged(l *Link, body []byte) {
 	t := r.t
 	now := t.since(time.Now())
-	if len(body) != 8 {
+	if len(body) != pingLen+wire.AddrLen {
 		return
 	}
 	took := now - int64(binary.BigEndian.Uint64(body))
@@ -250,7 +254,33 @@ func (r *receiver) ponged(l *Link, body []byte) {
 	l.rtt.Store(max(took, 1))
 	if r.from.direct() {
 		t.proof(l, now)
+		if seen, ok := wire.ParseAddr(body[pingLen:]); ok {
+			t.seenAt(l, seen)
+		}
 	}
+}
+
+// seenAt takes note of where a peer sees us.
+func (t *Transport) seenAt(l *Link, a netip.AddrPort) {
+	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	if old := l.seen.Load(); !a.IsValid() || old != nil && *old == a {
+		return
+	}
+	l.seen.Store(&a)
+	t.mention()
+}
+
+// Seen lists the addresses at which the peers that are reached directly see us,
+// each once, in order.
+func (t *Transport) Seen() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, l := range *t.links.Load() {
+		if seen := l.seen.Load(); seen != nil && l.proven() {
+			out = append(out, *seen)
+		}
+	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return slices.Compact(out)
 }
 
 // shorten makes a path direct.

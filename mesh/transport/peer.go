@@ -25,7 +25,6 @@ type peer struct {
 	watch    watch
 	lastErr  error // of the last attempt; nil after success
 	nickname string
-	seen     netip.AddrPort // where it sees us
 }
 
 // queue keeps items for a peer without a session.
@@ -163,7 +162,7 @@ func (t *Transport) install(e *entry, from hop, now time.Time) {
 	}
 	p.nickname, p.lastErr = e.hello.Nickname, nil
 	if from.direct() {
-		p.seen = e.hello.Seen
+		t.seenAt(&p.Link, e.hello.Seen)
 	}
 	p.addCandidates(from.addr, netip.AddrPortFrom(e.hello.Advertise, e.hello.Port))
 	p.wanted.Store(false)

@@ -28,7 +28,8 @@ type receiver struct {
 	came    came      // of the train
 	onward  *relayTrain
 	knocked int64 // when we last answered a peer that knocks; nanoseconds since epoch
-	scratch [wire.HeaderLen + wire.ItemHeaderLen + maxPing + wire.TagLen]byte
+	scratch [wire.HeaderLen + wire.ItemHeaderLen + maxPing + wire.AddrLen + wire.TagLen]byte
+	answer  []byte
 
 	handshakes *limiter // first messages with a right MAC
 	rejects    *limiter // rejections that we send
@@ -225,13 +226,14 @@ func (r *receiver) item(l *Link, counter uint64, kind wire.Kind, body []byte) {
 }
 
 // pong answers a ping with its body, the way that it came: so the answer proves
-// that very way.
+// that very way. It tells the peer where we see it, too.
 func (r *receiver) pong(l *Link, body []byte) {
 	if len(body) > maxPing {
 		r.t.drops.add(dropMalformed)
 		return
 	}
-	d := wire.AppendItem(r.scratch[:wire.HeaderLen], wire.KindPong, body)
+	r.answer = wire.AppendAddr(append(r.answer[:0], body...), r.from.addr)
+	d := wire.AppendItem(r.scratch[:wire.HeaderLen], wire.KindPong, r.answer)
 	d = d[:len(d)+wire.TagLen]
 	if l.Seal(d) == nil {
 		_ = l.sendTo(d, len(d), r.from) // counted

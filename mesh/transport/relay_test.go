@@ -268,16 +268,25 @@ func TestDeadLinkIsLeft(t *testing.T) {
 
 // Without another way the dead one is kept, for it may come back.
 func TestNoOtherWay(t *testing.T) {
-	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	told := make(chan struct{}, 100)
+	a := start(t, "127.0.0.1", func(c *Config) { c.Linked = func() { told <- struct{}{} } })
+	b := start(t, "127.0.0.2")
 	connect(t, a, b)
+	for len(a.Direct()) == 0 {
+		take(t, "news of a link", told)
+	}
 	talk(t, a, b)
 	a.wire.setCut(b.addr, true)
-	await(t, "link to be given up", func() bool { return len(a.Direct()) == 0 })
+	for len(a.Direct()) > 0 {
+		take(t, "news that the link is gone", told)
+	}
 	if s := a.status(b.self); s.Relayed || s.Addr != b.addr {
 		t.Errorf("status %+v", s)
 	}
 	a.wire.setCut(b.addr, false)
-	await(t, "link again", func() bool { return len(a.Direct()) == 1 })
+	for len(a.Direct()) == 0 {
+		take(t, "news of the link again", told)
+	}
 	awaitExchange(t, a, b)
 }
 

@@ -54,12 +54,14 @@ func (p *peer) status(now time.Time) PeerStatus {
 		Nickname:    p.nickname,
 		State:       p.state(now),
 		Candidates:  slices.Clone(p.candidates),
-		SeenAt:      p.seen,
 		RTT:         time.Duration(p.rtt.Load()),
 		TxBytes:     p.txBytes.Load(),
 		RxBytes:     p.rxBytes.Load(),
 		TxDatagrams: p.txDatagrams.Load(),
 		RxDatagrams: p.rxDatagrams.Load(),
+	}
+	if seen := p.seen.Load(); seen != nil {
+		s.SeenAt = *seen
 	}
 	if path := p.path.Load(); path != nil {
 		s.Addr, s.Relayed = path.addr, !path.direct()

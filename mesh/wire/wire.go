@@ -39,6 +39,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"weave/mesh/id"
 )
@@ -116,7 +117,7 @@ const (
 	KindFrame     Kind = 2 // FrameHeader and frame
 	KindGossip    Kind = 3 // one packet of memberlist
 	KindPing      Kind = 4 // opaque body, returned in a KindPong
-	KindPong      Kind = 5
+	KindPong      Kind = 5 // the ping's body, and where the ping came from (AppendAddr)
 	KindRecords   Kind = 6 // delta of a replica, pushed to peers at once
 	KindReport    Kind = 7 // what was heard last on the fast path, see package beat
 	KindRelay     Kind = 8 // RelayHeader and a datagram for another peer
@@ -138,6 +139,30 @@ func NextItem(b []byte) (kind Kind, body, rest []byte, err error) {
 		return 0, nil, nil, ErrShort
 	}
 	return Kind(b[0]), b[ItemHeaderLen : ItemHeaderLen+n], b[ItemHeaderLen+n:], nil
+}
+
+// AddrLen is the length of an address in a KindPong, in bytes.
+const AddrLen = 18
+
+// AppendAddr appends an address and port: 16 bytes, IPv4 ones mapped, and 2, all
+// zero if there is none.
+func AppendAddr(dst []byte, a netip.AddrPort) []byte {
+	var ip [16]byte
+	if a.IsValid() {
+		ip = a.Addr().As16()
+	}
+	return binary.BigEndian.AppendUint16(append(dst, ip[:]...), a.Port())
+}
+
+// ParseAddr reads what AppendAddr wrote; not ok if it is no address, or none of a
+// host.
+func ParseAddr(b []byte) (a netip.AddrPort, ok bool) {
+	if len(b) != AddrLen {
+		return netip.AddrPort{}, false
+	}
+	ip := netip.AddrFrom16([16]byte(b[:16])).Unmap()
+	a = netip.AddrPortFrom(ip, binary.BigEndian.Uint16(b[16:]))
+	return a, a.Port() != 0 && !ip.IsUnspecified() && !ip.IsMulticast()
 }
 
 // SegmentID tells segments apart on the wire: the first eight bytes of the
