@@ -181,6 +181,7 @@ type hostStatus struct {
 		Candidates               []netip.AddrPort
 	}
 	NAT      NAT
+	Dropped  map[string]uint64
 	Segments map[string]struct {
 		VNI      uint32
 		VXLAN    bool
@@ -416,8 +417,9 @@ func (n *Node) report() any {
 	out := struct {
 		Peers    []peer
 		NAT      NAT
+		Dropped  map[string]uint64
 		Segments map[string]segment
-	}{NAT: n.NAT(), Segments: map[string]segment{}}
+	}{NAT: n.NAT(), Dropped: n.Dropped(), Segments: map[string]segment{}}
 	for _, p := range n.Peers() {
 		out.Peers = append(out.Peers, peer{
 			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Nickname, p.FastWhy, p.Path.Addr.String(),
