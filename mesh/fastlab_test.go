@@ -178,6 +178,7 @@ type hostStatus struct {
 		Alive, Fast, Up, Relayed bool
 		Name, Why, Addr          string
 		Hops                     int
+		Sent                     uint64 // bytes
 		Candidates               []netip.AddrPort
 	}
 	NAT      NAT
@@ -407,6 +408,7 @@ func (n *Node) report() any {
 		Alive, Fast, Up, Relayed bool
 		Name, Why, Addr          string
 		Hops                     int
+		Sent                     uint64 // bytes
 		Candidates               []netip.AddrPort
 	}
 	type segment struct {
@@ -423,7 +425,7 @@ func (n *Node) report() any {
 	for _, p := range n.Peers() {
 		out.Peers = append(out.Peers, peer{
 			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Nickname, p.FastWhy, p.Path.Addr.String(),
-			p.Route.Hops, p.Path.Candidates,
+			p.Route.Hops, p.Path.TxBytes, p.Path.Candidates,
 		})
 	}
 	for _, s := range n.Segments() {
