@@ -24,6 +24,7 @@ import (
 
 	"weave/mesh/gossip"
 	"weave/mesh/id"
+	"weave/mesh/transport"
 	"weave/test/netlab"
 )
 
@@ -59,7 +60,20 @@ func (l *fastLab) add(password string, peer int) *fastHost {
 	number := len(l.hosts) + 1
 	h, err := l.net.AddHost(number)
 	must(l.t, err)
-	host := &fastHost{lab: l, Host: h, identity: testIdentity(l.t), number: number, password: password, peer: peer}
+	seed, err := netip.ParseAddr(fmt.Sprintf("10.99.0.%d", peer))
+	must(l.t, err)
+	if peer == number {
+		return l.place(h, password)
+	}
+	return l.place(h, password, seed)
+}
+
+// place runs a process on a host, with the addresses where it looks for others.
+func (l *fastLab) place(h *netlab.Host, password string, seeds ...netip.Addr) *fastHost {
+	l.t.Helper()
+	host := &fastHost{
+		lab: l, Host: h, identity: testIdentity(l.t), number: len(l.hosts) + 1, password: password, seeds: seeds,
+	}
 	host.start()
 	l.hosts = append(l.hosts, host)
 	return host
@@ -72,7 +86,7 @@ type fastHost struct {
 	number   int
 	identity id.Identity
 	password string
-	peer     int // its number
+	seeds    []netip.Addr
 
 	process *exec.Cmd
 	in      io.WriteCloser
@@ -83,7 +97,9 @@ type fastHost struct {
 
 // hostSetup is what a host's process is told.
 type hostSetup struct {
-	Private, Password, Peer, Advertise string
+	Private, Password, Name string
+	Advertise               netip.Addr
+	Peers                   []string
 }
 
 const hostEnv = "WEAVE_TEST_FAST_HOST"
@@ -92,13 +108,16 @@ const hostEnv = "WEAVE_TEST_FAST_HOST"
 func (h *fastHost) start() {
 	t := h.lab.t
 	t.Helper()
-	setup, err := json.Marshal(hostSetup{
-		Private: hex.EncodeToString(h.identity.Private), Password: h.password,
-		Peer: fmt.Sprintf("10.99.0.%d:%d", h.peer, fastPort), Advertise: h.IP4().String(),
-	})
+	setup := hostSetup{
+		Private: hex.EncodeToString(h.identity.Private), Password: h.password, Name: h.Name(), Advertise: h.IP4(),
+	}
+	for _, seed := range h.seeds {
+		setup.Peers = append(setup.Peers, addrPort(seed, fastPort).String())
+	}
+	text, err := json.Marshal(setup)
 	must(t, err)
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestFastHostProcess$", "-test.timeout=5m")
-	cmd.Env = append(os.Environ(), hostEnv+"="+string(setup))
+	cmd.Env = append(os.Environ(), hostEnv+"="+string(text))
 	cmd.Stderr = os.Stderr
 	h.in, err = cmd.StdinPipe()
 	must(t, err)
@@ -156,9 +175,14 @@ func (h *fastHost) answer(words ...string) string {
 // hostStatus is what a host tells of itself.
 type hostStatus struct {
 	Peers []struct {
-		Alive, Fast bool
-		Why, Addr   string
+		Alive, Fast, Up, Relayed bool
+		Name, Why, Addr          string
+		Hops                     int
+		Sent                     uint64 // bytes
+		Candidates               []netip.AddrPort
 	}
+	NAT      NAT
+	Dropped  map[string]uint64
 	Segments map[string]struct {
 		VNI      uint32
 		VXLAN    bool
@@ -320,17 +344,13 @@ func TestFastHostProcess(t *testing.T) {
 	must(t, err)
 	identity, err := id.FromPrivate(private)
 	must(t, err)
-	ip := addr(setup.Advertise)
 	timing := gossip.DefaultTiming()
 	timing.Sum = 500 * time.Millisecond
 	cfg := Config{
-		Identity: identity, Password: []byte(setup.Password), Nickname: setup.Advertise, VXLANPort: fastPort + 1,
-		Listen: netip.AddrPortFrom(ip, fastPort), Advertise: ip, Store: newStore(), Log: quiet(),
+		Identity: identity, Password: []byte(setup.Password), Nickname: setup.Name, VXLANPort: fastPort + 1,
+		Listen: netip.AddrPortFrom(setup.Advertise, fastPort), Advertise: setup.Advertise, Peers: setup.Peers, Store: newStore(), Log: quiet(),
 		Answer: func(context.Context, id.PeerID, []byte) ([]byte, error) { return nil, nil },
 		tune:   tuning{gossip: timing, seedInterval: 200 * time.Millisecond},
-	}
-	if !strings.HasPrefix(setup.Peer, setup.Advertise+":") {
-		cfg.Peers = []string{setup.Peer}
 	}
 	n, err := New(cfg)
 	must(t, err)
@@ -385,8 +405,11 @@ func serve(n *Node, run func(), words []string) (string, error) {
 
 func (n *Node) report() any {
 	type peer struct {
-		Alive, Fast bool
-		Why, Addr   string
+		Alive, Fast, Up, Relayed bool
+		Name, Why, Addr          string
+		Hops                     int
+		Sent                     uint64 // bytes
+		Candidates               []netip.AddrPort
 	}
 	type segment struct {
 		VNI      uint32
@@ -395,10 +418,15 @@ func (n *Node) report() any {
 	}
 	out := struct {
 		Peers    []peer
+		NAT      NAT
+		Dropped  map[string]uint64
 		Segments map[string]segment
-	}{Segments: map[string]segment{}}
+	}{NAT: n.NAT(), Dropped: n.Dropped(), Segments: map[string]segment{}}
 	for _, p := range n.Peers() {
-		out.Peers = append(out.Peers, peer{p.Alive, p.Fast, p.FastWhy, p.Path.Addr.String()})
+		out.Peers = append(out.Peers, peer{
+			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Nickname, p.FastWhy, p.Path.Addr.String(),
+			p.Route.Hops, p.Path.TxBytes, p.Path.Candidates,
+		})
 	}
 	for _, s := range n.Segments() {
 		out.Segments[s.Key] = segment{s.VNI, s.VXLAN, s.Stats.Out.Bytes}

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"weave/mesh/id"
+	"weave/mesh/route"
 	"weave/mesh/vni"
 )
 
@@ -19,6 +20,7 @@ type index struct {
 	free      map[string]map[id.PeerID]uint64  // by pool
 	gone      map[id.PeerID]map[id.PeerID]bool // peers whose records do not count, and who says so; none is empty
 	vnis      *vni.Claims                      // of the segments
+	links     map[id.PeerID]route.Links        // whom each peer reaches directly
 }
 
 type endpointKey struct {
@@ -40,6 +42,7 @@ func newIndex() *index {
 		free:      map[string]map[id.PeerID]uint64{},
 		gone:      map[id.PeerID]map[id.PeerID]bool{},
 		vnis:      vni.New(),
+		links:     map[id.PeerID]route.Links{},
 	}
 }
 

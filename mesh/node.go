@@ -90,6 +90,7 @@ type Node struct {
 	fast      *vxlan.Switch
 	seeds     *seeds
 	known     *known
+	routes    *routes
 	raised    chan struct{} // buffered: announceAgain is due
 	rechecked chan struct{} // buffered: checkSegments is due
 
@@ -130,6 +131,7 @@ func New(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Log,
 		index:     newIndex(),
+		routes:    newRoutes(),
 		segments:  map[string]*segment{},
 		raised:    make(chan struct{}, 1),
 		rechecked: make(chan struct{}, 1),
@@ -172,6 +174,8 @@ func (n *Node) transportConfig(incarnation uint64) transport.Config {
 		Frames: n.tunnel,
 		Stream: n.stream,
 		PeerUp: func(p id.PeerID) { n.gossip.PeerReachable(p) },
+		Next:   n.routes.next,
+		Linked: n.routes.change,
 	}
 }
 
@@ -186,12 +190,23 @@ func (n *Node) gossipConfig() gossip.Config {
 	}
 }
 
-// candidates are the underlay addresses that others may reach us at.
+// candidates are the underlay addresses that others may reach us at: our own, and
+// those of the NATs before us as far as peers have told.
 func (n *Node) candidates() []netip.AddrPort {
-	if !n.cfg.Advertise.IsValid() {
-		return nil
+	own := n.ownAddress()
+	_, outside := behind(own, n.transport.Seen())
+	if !own.IsValid() {
+		return outside
 	}
-	return []netip.AddrPort{netip.AddrPortFrom(n.cfg.Advertise, n.transport.Port())}
+	return append([]netip.AddrPort{own}, outside...)
+}
+
+// ownAddress is what is told to others; not valid if there is none to tell.
+func (n *Node) ownAddress() netip.AddrPort {
+	if !n.cfg.Advertise.IsValid() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(n.cfg.Advertise.Unmap(), n.transport.Port())
 }
 
 // Run runs all parts until ctx ends or one of them fails. TAPs and VXLAN devices
@@ -209,6 +224,7 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.fast.Run(ctx) })
 	g.Go(func() error { return n.seedLoop(ctx) })
 	g.Go(func() error { return n.tend(ctx) })
+	g.Go(func() error { return n.routeLoop(ctx) })
 	if err := g.Wait(); err != nil {
 		return fmt.Errorf("run mesh: %w", err)
 	}
@@ -305,6 +321,7 @@ type membership struct{ n *Node }
 func (m membership) Up(x gossip.Member) {
 	m.n.log.WithFields(logrus.Fields{"peer": x.ID.Short(), "nickname": x.Nickname}).Info("peer joined")
 	m.remember(x)
+	m.n.routes.change()
 }
 
 // Update implements gossip.Events.
@@ -313,6 +330,7 @@ func (m membership) Update(x gossip.Member) { m.remember(x) }
 // Down implements gossip.Events.
 func (m membership) Down(x gossip.Member) {
 	m.n.log.WithFields(logrus.Fields{"peer": x.ID.Short(), "nickname": x.Nickname}).Warn("peer does not answer")
+	m.n.routes.change()
 }
 
 func (m membership) remember(x gossip.Member) {

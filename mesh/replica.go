@@ -138,6 +138,9 @@ func (n *Node) apply(c state.Change) error {
 		return n.applyEndpoint(c)
 	case kindFree:
 		return n.index.setFree(c.Owner, c.Key, c.New)
+	case kindLinks:
+		n.routes.change()
+		return n.index.setLinks(c.Owner, c.Key, c.New)
 	case kindGone:
 		return n.applyGone(c)
 	}

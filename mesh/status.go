@@ -19,6 +19,7 @@ type Peer struct {
 	Alive    bool      // in the membership, and answering
 	Since    time.Time // of Alive; zero for a peer not heard of since the start
 	Path     transport.PeerStatus
+	Route    Route  // the way to it; zero if there is none
 	Fast     bool   // frames go by VXLAN, else by the tunnel
 	FastWhy  string // why not, or not all
 }
@@ -48,6 +49,7 @@ func (n *Node) Peers() []Peer {
 		}
 	}
 	for _, p := range all {
+		p.Route, _ = n.routeTo(p.ID)
 		p.Fast, p.FastWhy = n.fast.Peer(p.ID)
 		all[p.ID] = p
 	}

@@ -128,7 +128,7 @@ func DefaultTiming() Timing {
 type Config struct {
 	Self       id.PeerID
 	Nickname   string           // what is unprintable, or beyond 64 bytes, is cut off
-	Candidates []netip.AddrPort // where others may reach us; at most 16 are told
+	Candidates []netip.AddrPort // where others may reach us, see SetCandidates
 	Carrier    Carrier
 	Replicas   map[string]Replica // by name, of at most 32 bytes
 	Events     Events             // may be nil
@@ -154,7 +154,8 @@ type Gossip struct {
 	began     time.Time
 	warnings  *rate.Limiter // for what a peer could make us log
 
-	list atomic.Pointer[memberlist.Memberlist]
+	list       atomic.Pointer[memberlist.Memberlist]
+	candidates atomic.Pointer[[]netip.AddrPort]
 
 	seenMu sync.Mutex
 	seen   *seen
@@ -198,6 +199,7 @@ func New(cfg Config) (*Gossip, error) {
 		joining:  map[id.PeerID]struct{}{},
 		warnings: newWarnings(),
 	}
+	g.candidates.Store(&cfg.Candidates)
 	g.transport = newPeerTransport(cfg.Self, cfg.Carrier, g.life)
 	g.rumours = &memberlist.TransmitLimitedQueue{NumNodes: g.members.count, RetransmitMult: 3}
 	g.pulls = &pulls{
@@ -259,6 +261,16 @@ func (g *Gossip) memberlistConfig() *memberlist.Config {
 	c.PushPullInterval = t.PushPull
 	c.TCPTimeout = t.IO
 	return c
+}
+
+// SetCandidates replaces the addresses where others may reach us, at most 16 of
+// which are told, the first ones. The other members hear of it with the next
+// gossip. It keeps the slice. It is not to be called twice at the same time.
+func (g *Gossip) SetCandidates(c []netip.AddrPort) {
+	g.candidates.Store(&c)
+	if list := g.list.Load(); list != nil { // else Run begins with them
+		_ = list.UpdateNode(time.Millisecond) // its one error is that they were not told yet
+	}
 }
 
 // Members lists the other members in the order of their IDs. Dead ones stay,

@@ -296,7 +296,7 @@ type delegate Gossip
 
 // NodeMeta implements memberlist.Delegate.
 func (d *delegate) NodeMeta(int) []byte {
-	return meta{nickname: d.cfg.Nickname, candidates: d.cfg.Candidates}.encode()
+	return meta{nickname: d.cfg.Nickname, candidates: *d.candidates.Load()}.encode()
 }
 
 // NotifyMsg implements memberlist.Delegate: it takes a rumour, and passes it on

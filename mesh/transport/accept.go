@@ -105,7 +105,7 @@ func (t *Transport) accept(ctx context.Context) error {
 // serve runs one inbound stream.
 func (t *Transport) serve(c net.Conn, from netip.AddrPort) {
 	defer t.inbound.handlers.Done()
-	s, peer, kind, err := t.acceptStream(c, from)
+	s, peer, kind, err := t.acceptStream(c, direct(from))
 	t.inbound.opened(c, from.Addr())
 	if err != nil {
 		t.log.WithField("addr", from).WithError(err).Debug("inbound stream failed")
@@ -114,6 +114,15 @@ func (t *Transport) serve(c net.Conn, from netip.AddrPort) {
 		return
 	}
 	s.onClose = func() { t.inbound.forget(c) }
+	if kind == wire.StreamRelay {
+		t.relayStream(s)
+		return
+	}
+	t.deliver(peer, kind, s)
+}
+
+// deliver hands a stream to whom it is for.
+func (t *Transport) deliver(peer id.PeerID, kind wire.StreamKind, s *stream) {
 	if t.cfg.Stream == nil {
 		t.drops.add(dropNoHandler)
 		_ = s.Close()
@@ -123,7 +132,7 @@ func (t *Transport) serve(c net.Conn, from netip.AddrPort) {
 }
 
 // acceptStream is the responder's half of a stream's handshake.
-func (t *Transport) acceptStream(c net.Conn, from netip.AddrPort) (*stream, id.PeerID, wire.StreamKind, error) {
+func (t *Transport) acceptStream(c net.Conn, from hop) (*stream, id.PeerID, wire.StreamKind, error) {
 	var peer id.PeerID
 	if err := c.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
 		return nil, peer, 0, err
@@ -133,9 +142,9 @@ func (t *Transport) acceptStream(c net.Conn, from netip.AddrPort) (*stream, id.P
 		return nil, peer, 0, err
 	}
 	cfg := handshake.Config{Identity: t.cfg.Identity, Keys: t.keys, Medium: handshake.Stream}
-	m, msg2, err := handshake.Respond(cfg, msg1, t.cfg.hello(from, t.port))
+	m, msg2, err := handshake.Respond(cfg, msg1, t.cfg.hello(from.addr, t.port))
 	if err != nil {
-		t.rejectStream(c, from.Addr(), msg1, err)
+		t.rejectStream(c, from.host(), msg1, err)
 		return nil, peer, 0, err
 	}
 	if err := writeMessage(c, msg2); err != nil {

@@ -16,15 +16,16 @@ import (
 // attempt is a handshake that we began. Guarded by Transport.mu.
 type attempt struct {
 	index   uint32
-	peer    *peer            // nil: with whoever answers, for Connect
-	to      []netip.AddrPort // where message 1 goes
+	peer    *peer // nil: with whoever answers, for Connect
+	to      []hop // where message 1 goes
+	tries   int
 	machine *handshake.Machine
 	msg1    []byte
 
 	// Once message 2 came:
 	entry *entry
 	msg3  []byte
-	via   netip.AddrPort // where message 2 came from
+	via   hop // where message 2 came from
 
 	began, sent, next time.Time
 	wait              time.Duration
@@ -33,7 +34,7 @@ type attempt struct {
 }
 
 // begin starts a handshake with p, or with whoever is at to.
-func (t *Transport) begin(p *peer, to []netip.AddrPort, now time.Time) (*attempt, error) {
+func (t *Transport) begin(p *peer, to []hop, now time.Time) (*attempt, error) {
 	if len(t.attempts) >= maxAttempts {
 		return nil, ErrBusy
 	}
@@ -78,9 +79,10 @@ func (t *Transport) resend(a *attempt, now time.Time) {
 
 func (t *Transport) resend1(a *attempt, now time.Time) {
 	if a.peer != nil {
-		a.to = a.peer.targets(now)
+		a.to = a.peer.targets(now, a.tries == 0)
 		a.peer.wanted.Store(false)
 	}
+	a.tries++
 	for _, to := range a.to {
 		if err := t.write(a.msg1, to); err != nil && a.hint == nil {
 			a.hint = err
@@ -116,7 +118,7 @@ func (t *Transport) handle2(j job, now time.Time) {
 		_ = t.write(a.msg3, j.from)
 		return
 	}
-	msg3, res, err := a.machine.Answer(j.msg, t.cfg.hello(j.from, t.port))
+	msg3, res, err := a.machine.Answer(j.msg, t.cfg.hello(j.from.addr, t.port))
 	if err == nil {
 		err = t.answered(a, &res, now)
 	}
@@ -148,12 +150,12 @@ func (t *Transport) answered(a *attempt, res *handshake.Result, now time.Time) e
 
 // answeredWrong ends an attempt if its machine is of no more use. A candidate
 // where somebody else answers is none.
-func (t *Transport) answeredWrong(a *attempt, from netip.AddrPort, err error) {
+func (t *Transport) answeredWrong(a *attempt, from hop, err error) {
 	if unharmed(err) {
 		return
 	}
 	if p := a.peer; p != nil && (errors.Is(err, handshake.ErrPeer) || errors.Is(err, handshake.ErrSelf)) {
-		p.dropCandidate(from)
+		p.dropCandidate(from.addr)
 	}
 	t.end(a, err)
 }
@@ -166,7 +168,7 @@ func unharmed(err error) bool {
 
 // confirm is called by the receive goroutine with the first authentic datagram
 // of a session that we began.
-func (t *Transport) confirm(e *entry, from netip.AddrPort, now time.Time) {
+func (t *Transport) confirm(e *entry, from hop, now time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a := t.attempts[e.index]
@@ -181,8 +183,8 @@ func (t *Transport) confirm(e *entry, from netip.AddrPort, now time.Time) {
 	t.end(a, nil)
 }
 
-// rejected takes a rejection from an address that we sent message 1 to.
-func (t *Transport) rejected(b []byte, from netip.AddrPort) {
+// rejected takes a rejection from where we sent message 1 to.
+func (t *Transport) rejected(b []byte, from hop) {
 	index, reason, err := handshake.ParseReject(b)
 	if err != nil {
 		t.drops.add(dropMalformed)
@@ -192,7 +194,7 @@ func (t *Transport) rejected(b []byte, from netip.AddrPort) {
 	a := t.attempts[index]
 	known := a != nil && a.entry == nil && slices.Contains(a.to, from)
 	// It is noted before Connect returns: who is told looks there.
-	news := known && t.refusals.add(from.Addr(), true, reason, time.Now())
+	news := known && t.refusals.add(from.host(), true, reason, time.Now())
 	if known && a.peer == nil {
 		t.end(a, reason) // Connect wants to know
 	} else if known {
@@ -203,7 +205,7 @@ func (t *Transport) rejected(b []byte, from netip.AddrPort) {
 		t.drops.add(dropHandshake)
 	}
 	if news {
-		t.logRefusal(from.Addr(), true, reason)
+		t.logRefusal(from.host(), true, reason)
 	}
 }
 
@@ -224,7 +226,7 @@ func (t *Transport) connect(ctx context.Context, addr netip.AddrPort) (id.PeerID
 		return id.PeerID{}, errors.New("not the address of a host")
 	}
 	t.mu.Lock()
-	a, err := t.begin(nil, []netip.AddrPort{addr}, time.Now())
+	a, err := t.begin(nil, []hop{direct(addr)}, time.Now())
 	t.mu.Unlock()
 	if err != nil {
 		return id.PeerID{}, err

@@ -57,6 +57,11 @@ type Config struct {
 	Stream func(from id.PeerID, kind wire.StreamKind, c net.Conn)
 	// PeerUp is told of each peer that has a session after it had none.
 	PeerUp func(p id.PeerID)
+	// Next names the peer to which what is for p is to be given, where there is
+	// no direct way. It is called on the hot path.
+	Next func(p id.PeerID) (next id.PeerID, ok bool)
+	// Linked is told that Direct or Seen says something new.
+	Linked func()
 
 	// PingInterval is how often each peer is pinged; 0 means 5 s.
 	PingInterval time.Duration

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -19,22 +18,22 @@ import (
 // dialTimeout bounds the try of one candidate.
 const dialTimeout = 3 * time.Second
 
-// Dial opens a stream to a peer: TCP to a candidate, sealed. It tries the
-// candidates one after the other, the address in use first. The stream is the
+// Dial opens a stream to a peer: TCP to a candidate, sealed, or through relays.
+// It tries the candidates one after the other, the path in use first. The stream is the
 // caller's to close; closing it tells the other side, which reads io.EOF then.
 // The error wraps ErrUnknownPeer, ErrNoCandidate, or what came of each try.
 func (t *Transport) Dial(ctx context.Context, p id.PeerID, kind wire.StreamKind) (net.Conn, error) {
-	addrs, err := t.dialAddrs(p)
+	hops, err := t.dialHops(p)
 	if err != nil {
 		return nil, fmt.Errorf("dial peer %s: %w", p.Short(), err)
 	}
 	var errs []error
-	for _, addr := range addrs {
-		c, err := t.dial(ctx, p, addr, kind)
+	for _, by := range hops {
+		c, err := t.dial(ctx, p, by, kind)
 		if err == nil {
 			return c, nil
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", addr, err))
+		errs = append(errs, fmt.Errorf("%s: %w", by, err))
 		if ctx.Err() != nil {
 			break
 		}
@@ -42,33 +41,41 @@ func (t *Transport) Dial(ctx context.Context, p id.PeerID, kind wire.StreamKind)
 	return nil, fmt.Errorf("dial peer %s: %w", p.Short(), errors.Join(errs...))
 }
 
-func (t *Transport) dialAddrs(p id.PeerID) ([]netip.AddrPort, error) {
+// dialHops are the hops to try for a stream. Where there is no direct way by UDP
+// there is hardly one by TCP, so relays come first then, else last.
+func (t *Transport) dialHops(p id.PeerID) ([]hop, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	peer := t.peers[p]
 	if peer == nil {
 		return nil, ErrUnknownPeer
 	}
-	addrs := slices.Clone(peer.candidates)
-	if path := peer.path.Load(); path != nil {
-		addrs = slices.DeleteFunc(addrs, func(a netip.AddrPort) bool { return a == *path })
-		addrs = slices.Insert(addrs, 0, *path)
+	var hops []hop
+	for _, a := range peer.candidates {
+		hops = append(hops, direct(a))
 	}
-	if len(addrs) == 0 {
+	if t.next(p) != nil {
+		hops = append(hops, relayed(p))
+	}
+	if path := peer.path.Load(); path != nil && (path.direct() || t.next(p) != nil) {
+		hops = slices.DeleteFunc(hops, func(h hop) bool { return h == *path })
+		hops = slices.Insert(hops, 0, *path)
+	}
+	if len(hops) == 0 {
 		return nil, ErrNoCandidate
 	}
-	return addrs, nil
+	return hops, nil
 }
 
-func (t *Transport) dial(ctx context.Context, p id.PeerID, addr netip.AddrPort, kind wire.StreamKind) (net.Conn, error) {
+func (t *Transport) dial(ctx context.Context, p id.PeerID, by hop, kind wire.StreamKind) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr.String())
+	c, err := t.dialBare(ctx, by)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	s, err := t.openStream(c, p, addr, kind)
+	s, err := t.openStream(c, p, by, kind)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -78,8 +85,20 @@ func (t *Transport) dial(ctx context.Context, p id.PeerID, addr netip.AddrPort, 
 	return s, nil
 }
 
+// dialBare opens what the handshake of a stream then goes through.
+func (t *Transport) dialBare(ctx context.Context, by hop) (net.Conn, error) {
+	if by.direct() {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", by.addr.String())
+	}
+	next := t.next(by.peer)
+	if next == nil {
+		return nil, ErrNoRoute
+	}
+	return t.dialOnward(ctx, next, wire.RelayHeader{Hops: maxHops - 1, To: by.peer, From: t.cfg.Identity.ID})
+}
+
 // openStream is the initiator's half of a stream's handshake.
-func (t *Transport) openStream(c net.Conn, p id.PeerID, addr netip.AddrPort, kind wire.StreamKind) (*stream, error) {
+func (t *Transport) openStream(c net.Conn, p id.PeerID, by hop, kind wire.StreamKind) (*stream, error) {
 	m, msg1, err := handshake.Initiate(handshake.Config{
 		Identity: t.cfg.Identity, Keys: t.keys, Medium: handshake.Stream, Want: p,
 	})
@@ -94,10 +113,10 @@ func (t *Transport) openStream(c net.Conn, p id.PeerID, addr netip.AddrPort, kin
 		return nil, err
 	}
 	if _, reason, err := handshake.ParseReject(msg2); err == nil {
-		t.refuse(addr.Addr(), true, reason)
+		t.refuse(by.host(), true, reason)
 		return nil, reason
 	}
-	msg3, res, err := m.Answer(msg2, t.cfg.hello(addr, t.port))
+	msg3, res, err := m.Answer(msg2, t.cfg.hello(by.addr, t.port))
 	if err != nil {
 		return nil, err
 	}

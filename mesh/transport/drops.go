@@ -17,6 +17,8 @@ const (
 	dropHandshake
 	dropNoHandler
 	dropSend
+	dropNoRoute
+	dropHops
 	dropCount // how many there are
 )
 
@@ -32,6 +34,8 @@ var dropNames = [dropCount]string{
 	dropHandshake:      "handshake failed",
 	dropNoHandler:      "no handler",
 	dropSend:           "send failed",
+	dropNoRoute:        "no way on",
+	dropHops:           "too many hops",
 }
 
 // drops counts. Its methods are safe for concurrent use.

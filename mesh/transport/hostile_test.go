@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"weave/mesh/handshake"
+	"weave/mesh/id"
 	"weave/mesh/wire"
 )
 
@@ -168,7 +169,7 @@ func TestPendingsAreBounded(t *testing.T) {
 		}
 		ps.add(&pending{
 			index: i, msg1: [16]byte{byte(i), byte(i >> 8), byte(i >> 16)},
-			from: netip.AddrPortFrom(addr, 1), began: now.Add(time.Duration(i)),
+			from: direct(netip.AddrPortFrom(addr, 1)), began: now.Add(time.Duration(i)),
 		})
 		if n := ps.bySite[addr]; n > maxPendingsOfOne {
 			t.Fatalf("%d of one address", n)
@@ -356,10 +357,18 @@ func FuzzDatagram(f *testing.F) {
 	f.Add(wire.AppendItem(nil, wire.KindFrame, make([]byte, 20)))
 	f.Add(wire.AppendItem(nil, wire.KindPing, make([]byte, 100)))
 	f.Add(wire.AppendItem(nil, wire.KindPong, make([]byte, 8)))
+	for _, to := range []id.PeerID{a.self, {1}} {
+		body := make([]byte, wire.RelayHeaderLen+40)
+		wire.RelayHeader{Hops: 3, To: to, From: b.self}.Put(body)
+		f.Add(wire.AppendItem(nil, wire.KindRelay, body))
+	}
+	b.stop() // what it sent would be opened beside what follows
+	a.stop()
 	r := newReceiver(a.Transport)
-	from := netip.MustParseAddrPort("127.0.0.2:9")
+	from := direct(netip.MustParseAddrPort("127.0.0.2:9"))
 	f.Fuzz(func(_ *testing.T, d []byte) {
 		r.now = time.Now()
+		r.from = from
 		r.items(a.Link(b.self), 1, d)
 		r.datagram(d, from)
 		for len(a.packets) > 0 {

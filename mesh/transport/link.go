@@ -19,13 +19,16 @@ type Link struct {
 	t  *Transport
 	id id.PeerID
 
-	current atomic.Pointer[entry]          // what Seal uses; nil: no session
-	path    atomic.Pointer[netip.AddrPort] // address in use; set before current
-	wanted  atomic.Bool                    // somebody has something to send
+	current atomic.Pointer[entry] // what Seal uses; nil: no session
+	path    atomic.Pointer[hop]   // in use; set before current
+	wanted  atomic.Bool           // somebody has something to send
 
-	heard  atomic.Int64 // last authentic datagram; nanoseconds since epoch
-	pinged atomic.Int64 // the ping that waits for its pong; 0: none
-	rtt    atomic.Int64 // nanoseconds; 0: not measured
+	up     atomic.Bool                    // the path is direct, and works both ways: see path.go
+	busy   atomic.Bool                    // it carried frames of late, ours or others'
+	heard  atomic.Int64                   // last authentic datagram; nanoseconds since epoch
+	proved atomic.Int64                   // when the path last proved to work both ways; 0: not yet
+	rtt    atomic.Int64                   // nanoseconds; 0: not measured
+	seen   atomic.Pointer[netip.AddrPort] // where the peer sees us; nil: it has not told
 
 	txDatagrams, txBytes atomic.Uint64 // bytes of UDP payload
 	rxDatagrams, rxBytes atomic.Uint64
@@ -66,7 +69,7 @@ func (l *Link) Seal(buf []byte, size int) error {
 }
 
 // Send sends sealed datagrams that stand one after the other in buf, each size
-// bytes long, the last maybe shorter, to the address in use. buf is free again
+// bytes long, the last maybe shorter, by the path in use. buf is free again
 // when it returns.
 func (l *Link) Send(buf []byte, size int) error {
 	if len(buf) == 0 || size <= 0 {
@@ -76,7 +79,13 @@ func (l *Link) Send(buf []byte, size int) error {
 	if path == nil {
 		return ErrNoSession
 	}
-	if err := l.t.conn.Write(buf, size, *path); err != nil {
+	l.use()
+	return l.sendTo(buf, size, *path)
+}
+
+// sendTo is Send by another way than the one in use.
+func (l *Link) sendTo(buf []byte, size int, to hop) error {
+	if err := l.t.send(buf, size, to); err != nil {
 		l.t.drops.add(dropSend)
 		return err
 	}
@@ -85,13 +94,14 @@ func (l *Link) Send(buf []byte, size int) error {
 	return nil
 }
 
-// Path returns the address in use, false while there is no session.
+// Path returns the address in use, false while there is no session, or while
+// the peer is reached through others.
 func (l *Link) Path() (netip.AddrPort, bool) {
 	path := l.path.Load()
-	if path == nil || l.current.Load() == nil {
+	if path == nil || !path.direct() || l.current.Load() == nil {
 		return netip.AddrPort{}, false
 	}
-	return *path, true
+	return path.addr, true
 }
 
 // Transmit seals one item and sends it in a datagram of its own, once: without a
@@ -106,15 +116,24 @@ func (l *Link) want() {
 	}
 }
 
-// transmit sends one item in one datagram.
+// transmit sends one item in one datagram by the path in use.
 func (l *Link) transmit(kind wire.Kind, body []byte) error {
+	path := l.path.Load()
+	if path == nil {
+		l.want()
+		return ErrNoSession
+	}
+	return l.transmitTo(kind, body, *path)
+}
+
+func (l *Link) transmitTo(kind wire.Kind, body []byte, to hop) error {
 	d := make([]byte, wire.HeaderLen, wire.HeaderLen+wire.ItemHeaderLen+len(body)+wire.TagLen)
 	d = wire.AppendItem(d, kind, body)
 	d = d[:len(d)+wire.TagLen]
 	if err := l.Seal(d, len(d)); err != nil {
 		return err
 	}
-	return l.Send(d, len(d))
+	return l.sendTo(d, len(d), to)
 }
 
 // silent reports whether the peer has left two pings and a bit unanswered.

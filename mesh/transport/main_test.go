@@ -78,7 +78,8 @@ type tap struct {
 
 	mu   sync.Mutex
 	sent []sent
-	lose func(b []byte) bool // nil: nothing
+	lose func(b []byte) bool     // nil: nothing
+	cut  map[netip.AddrPort]bool // what goes there is lost
 }
 
 type sent struct {
@@ -91,7 +92,7 @@ func (c *tap) Write(b []byte, size int, to netip.AddrPort) error {
 	if len(c.sent) < 10_000 {
 		c.sent = append(c.sent, sent{bytes.Clone(b), to})
 	}
-	lost := c.lose != nil && c.lose(b)
+	lost := c.lose != nil && c.lose(b) || c.cut[to]
 	c.mu.Unlock()
 	if lost {
 		return nil
@@ -103,6 +104,16 @@ func (c *tap) setLose(f func(b []byte) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lose = f
+}
+
+// setCut loses all that goes to an address from now on, or no more.
+func (c *tap) setCut(to netip.AddrPort, cut bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cut == nil {
+		c.cut = map[netip.AddrPort]bool{}
+	}
+	c.cut[to] = cut
 }
 
 func (c *tap) all() []sent {

@@ -22,9 +22,9 @@ type peer struct {
 	nextTry  time.Time     // not before
 	wait     time.Duration // until the try after the next
 	nextPing time.Time
+	watch    watch
 	lastErr  error // of the last attempt; nil after success
 	nickname string
-	seen     netip.AddrPort // where it sees us
 }
 
 // queue keeps items for a peer without a session.
@@ -63,6 +63,7 @@ func (t *Transport) AddCandidates(p id.PeerID, addrs ...netip.AddrPort) {
 		return
 	}
 	if peer.addCandidates(addrs...) {
+		peer.watch.probe = probe{}
 		peer.want()
 	}
 }
@@ -145,13 +146,13 @@ func (t *Transport) publishLinks() {
 
 // install makes e, which is in the table, the session that we send on; the
 // caller has mu.
-func (t *Transport) install(e *entry, from netip.AddrPort, now time.Time) {
+func (t *Transport) install(e *entry, from hop, now time.Time) {
 	p := t.peers[e.link.id]
 	first := len(p.sessions) == 0
 	p.sessions = slices.Insert(p.sessions, 0, e)
 	e.confirmed.Store(true)
 	p.heard.Store(t.since(now))
-	p.setPath(from)
+	t.reachedBy(p, from, now)
 	p.current.Store(e)
 	for i := len(p.sessions) - 1; i > 0; i-- {
 		old := p.sessions[i]
@@ -159,8 +160,11 @@ func (t *Transport) install(e *entry, from netip.AddrPort, now time.Time) {
 			t.retire(p, i) // of a former run, or one too many
 		}
 	}
-	p.nickname, p.seen, p.lastErr = e.hello.Nickname, e.hello.Seen, nil
-	p.addCandidates(from, netip.AddrPortFrom(e.hello.Advertise, e.hello.Port))
+	p.nickname, p.lastErr = e.hello.Nickname, nil
+	if from.direct() {
+		t.seenAt(&p.Link, e.hello.Seen)
+	}
+	p.addCandidates(from.addr, netip.AddrPortFrom(e.hello.Advertise, e.hello.Port))
 	p.wanted.Store(false)
 	p.wait, p.nextTry = t.cfg.tune.minBackoff, time.Time{}
 	if a := p.attempt; a != nil && a.entry == nil {
@@ -173,8 +177,6 @@ func (t *Transport) install(e *entry, from netip.AddrPort, now time.Time) {
 	t.ping(p, now)
 	p.flush()
 }
-
-func (p *peer) setPath(a netip.AddrPort) { p.path.Store(&a) }
 
 // flush sends what waited for a session.
 func (p *peer) flush() {
@@ -195,21 +197,28 @@ func (t *Transport) retire(p *peer, i int) {
 	t.table.release(e.index)
 	if len(p.sessions) == 0 {
 		p.current.Store(nil)
+		t.lost(p)
 	} else {
 		p.current.Store(p.sessions[0])
 	}
 }
 
-// targets are the addresses to try: the one in use while it works, else all.
-func (p *peer) targets(now time.Time) []netip.AddrPort {
+// targets are the hops to try: the one in use while it works, else all. Relays
+// get nothing of a first try that may do without them.
+func (p *peer) targets(now time.Time, first bool) []hop {
 	path := p.path.Load()
-	switch {
-	case path == nil:
-		return slices.Clone(p.candidates)
-	case p.current.Load() != nil && !p.silent(now):
-		return []netip.AddrPort{*path}
-	case slices.Contains(p.candidates, *path):
-		return slices.Clone(p.candidates)
+	if path != nil && p.current.Load() != nil && !p.silent(now) {
+		return []hop{*path}
 	}
-	return append([]netip.AddrPort{*path}, p.candidates...)
+	var to []hop
+	if path != nil && path.direct() && !slices.Contains(p.candidates, path.addr) {
+		to = append(to, *path)
+	}
+	for _, a := range p.candidates {
+		to = append(to, direct(a))
+	}
+	if p.t.next(p.id) != nil && (!first || len(to) == 0) {
+		to = append(to, relayed(p.id))
+	}
+	return to
 }

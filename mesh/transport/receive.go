@@ -3,11 +3,9 @@ package transport
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"time"
 
 	"weave/mesh/handshake"
@@ -26,8 +24,12 @@ type receiver struct {
 	t       *Transport
 	trains  []udp.Train
 	now     time.Time // of the batch
+	from    hop       // of the datagram
 	came    came      // of the train
-	scratch [wire.HeaderLen + wire.ItemHeaderLen + maxPing + wire.TagLen]byte
+	onward  *relayTrain
+	knocked int64 // when we last answered a peer that knocks; nanoseconds since epoch
+	scratch [wire.HeaderLen + wire.ItemHeaderLen + maxPing + wire.AddrLen + wire.TagLen]byte
+	answer  []byte
 
 	handshakes *limiter // first messages with a right MAC
 	rejects    *limiter // rejections that we send
@@ -49,6 +51,7 @@ func newReceiver(t *Transport) *receiver {
 	r := &receiver{
 		t:          t,
 		trains:     make([]udp.Train, batch),
+		onward:     newRelayTrain(),
 		handshakes: newLimiter(2000, 100, 200),
 		rejects:    newLimiter(50, 2, 10),
 		hints:      newLimiter(50, 2, 10),
@@ -74,6 +77,9 @@ func (t *Transport) receive(ctx context.Context) error {
 		for i := range r.trains[:n] {
 			r.train(&r.trains[i])
 		}
+		if r.onward.send() != nil {
+			t.drops.add(dropSend)
+		}
 		if t.cfg.Frames != nil {
 			t.cfg.Frames.Flush()
 		}
@@ -88,7 +94,7 @@ func (r *receiver) train(tr *udp.Train) {
 		if tr.Size > 0 {
 			n = min(n, tr.Size)
 		}
-		r.datagram(rest[:n:n], tr.From)
+		r.datagram(rest[:n:n], direct(tr.From))
 		rest = rest[n:]
 	}
 	r.settle(nil)
@@ -112,7 +118,8 @@ func (r *receiver) settle(next *Link) {
 	r.came = came{link: next}
 }
 
-func (r *receiver) datagram(d []byte, from netip.AddrPort) {
+func (r *receiver) datagram(d []byte, from hop) {
+	r.from = from
 	h, err := wire.ParseHeader(d)
 	if err != nil {
 		r.t.drops.add(dropMalformed)
@@ -120,11 +127,11 @@ func (r *receiver) datagram(d []byte, from netip.AddrPort) {
 	}
 	switch h.Type {
 	case wire.TypeSealed:
-		r.sealed(h, d, from)
+		r.sealed(h, d)
 	case wire.TypeHandshake1, wire.TypeHandshake2, wire.TypeHandshake3:
 		r.handshake(h, d, from)
 	case wire.TypeReject:
-		if !r.hints.allow(from.Addr(), r.now) {
+		if !r.hints.allow(from.host(), r.now) {
 			r.t.drops.add(dropRate)
 			return
 		}
@@ -135,7 +142,7 @@ func (r *receiver) datagram(d []byte, from netip.AddrPort) {
 }
 
 // sealed opens one datagram and hands out its items.
-func (r *receiver) sealed(h wire.Header, d []byte, from netip.AddrPort) {
+func (r *receiver) sealed(h wire.Header, d []byte) {
 	t := r.t
 	if h.Version != wire.Version {
 		t.drops.add(dropVersion)
@@ -159,15 +166,12 @@ func (r *receiver) sealed(h wire.Header, d []byte, from netip.AddrPort) {
 	}
 	r.count(l, size)
 	if !e.confirmed.Load() {
-		t.confirm(e, from, r.now)
-	} else if path := l.path.Load(); path == nil || *path != from {
-		l.roam(from)
+		t.confirm(e, r.from, r.now)
+	} else if path := l.path.Load(); path == nil || *path != r.from {
+		r.strayed(l, path)
 	}
 	r.items(l, h.Counter, plain)
 }
-
-// roam follows a peer to the address that its last authentic datagram is from.
-func (l *Link) roam(to netip.AddrPort) { l.path.Store(&to) }
 
 func openDrop(err error) drop {
 	switch err {
@@ -195,6 +199,7 @@ func (r *receiver) item(l *Link, counter uint64, kind wire.Kind, body []byte) {
 	t := r.t
 	switch kind {
 	case wire.KindFrame:
+		l.use()
 		h, frame, err := wire.ParseFrame(body)
 		switch {
 		case err != nil:
@@ -208,7 +213,9 @@ func (r *receiver) item(l *Link, counter uint64, kind wire.Kind, body []byte) {
 	case wire.KindPing:
 		r.pong(l, body)
 	case wire.KindPong:
-		l.measured(body, r.t.since(time.Now()))
+		r.ponged(l, body)
+	case wire.KindRelay:
+		r.relay(l, body)
 	default:
 		if t.cfg.Packet == nil {
 			t.drops.add(dropNoHandler)
@@ -218,39 +225,30 @@ func (r *receiver) item(l *Link, counter uint64, kind wire.Kind, body []byte) {
 	}
 }
 
-// pong answers a ping with its body.
+// pong answers a ping with its body, the way that it came: so the answer proves
+// that very way. It tells the peer where we see it, too.
 func (r *receiver) pong(l *Link, body []byte) {
 	if len(body) > maxPing {
 		r.t.drops.add(dropMalformed)
 		return
 	}
-	d := wire.AppendItem(r.scratch[:wire.HeaderLen], wire.KindPong, body)
+	r.answer = wire.AppendAddr(append(r.answer[:0], body...), r.from.addr)
+	d := wire.AppendItem(r.scratch[:wire.HeaderLen], wire.KindPong, r.answer)
 	d = d[:len(d)+wire.TagLen]
 	if l.Seal(d, len(d)) == nil {
-		_ = l.Send(d, len(d)) // counted
-	}
-}
-
-// measured takes the pong of the latest ping; any other says nothing.
-func (l *Link) measured(body []byte, now int64) {
-	if len(body) != 8 {
-		return
-	}
-	at := int64(binary.BigEndian.Uint64(body))
-	if at != 0 && l.pinged.CompareAndSwap(at, 0) {
-		l.rtt.Store(max(now-at, 1))
+		_ = l.sendTo(d, len(d), r.from) // counted
 	}
 }
 
 // handshake passes on what costs Diffie-Hellman to control, if it is from
 // somebody who knows the password; strangers cost one MAC.
-func (r *receiver) handshake(h wire.Header, d []byte, from netip.AddrPort) {
+func (r *receiver) handshake(h wire.Header, d []byte, from hop) {
 	t := r.t
 	if _, err := handshake.Verify(t.keys, d); err != nil {
 		r.reject(h, len(d), err, from)
 		return
 	}
-	if h.Type == wire.TypeHandshake1 && !r.handshakes.allow(from.Addr(), r.now) {
+	if h.Type == wire.TypeHandshake1 && !r.handshakes.allow(from.host(), r.now) {
 		t.drops.add(dropRate)
 		return
 	}
@@ -262,7 +260,7 @@ func (r *receiver) handshake(h wire.Header, d []byte, from netip.AddrPort) {
 }
 
 // reject tells a stranger why it is not let in, as long as that is cheap.
-func (r *receiver) reject(h wire.Header, size int, reason error, from netip.AddrPort) {
+func (r *receiver) reject(h wire.Header, size int, reason error, from hop) {
 	t := r.t
 	switch {
 	case errors.Is(reason, handshake.ErrPassword):
@@ -273,9 +271,9 @@ func (r *receiver) reject(h wire.Header, size int, reason error, from netip.Addr
 		t.drops.add(dropMalformed)
 	}
 	b := handshake.Reject(h, reason)
-	if b == nil || len(b) >= size || !r.rejects.allow(from.Addr(), r.now) {
+	if b == nil || len(b) >= size || !r.rejects.allow(from.host(), r.now) {
 		return
 	}
-	t.refuse(from.Addr(), false, reason)
+	t.refuse(from.host(), false, reason)
 	_ = t.write(b, from)
 }

@@ -14,7 +14,7 @@ type pending struct {
 	msg1    [handshake.MACLen]byte // its MAC, to know it again
 	msg2    []byte
 	machine *handshake.Machine
-	from    netip.AddrPort
+	from    hop
 	began   time.Time
 }
 
@@ -39,13 +39,13 @@ func newPendings() pendings {
 func (ps *pendings) add(p *pending) {
 	ps.byIndex[p.index] = p
 	ps.byMsg1[p.msg1] = p
-	ps.bySite[site(p.from.Addr())]++
+	ps.bySite[site(p.from.host())]++
 }
 
 func (ps *pendings) remove(p *pending) {
 	delete(ps.byIndex, p.index)
 	delete(ps.byMsg1, p.msg1)
-	s := site(p.from.Addr())
+	s := site(p.from.host())
 	if ps.bySite[s]--; ps.bySite[s] == 0 {
 		delete(ps.bySite, s)
 	}
@@ -61,7 +61,7 @@ func (ps *pendings) surplus(from netip.Addr) *pending {
 	}
 	var oldest *pending
 	for _, p := range ps.byIndex {
-		if crowd && site(p.from.Addr()) != from {
+		if crowd && site(p.from.host()) != from {
 			continue
 		}
 		if oldest == nil || p.began.Before(oldest.began) {
@@ -79,7 +79,7 @@ func (t *Transport) handle1(j job, now time.Time) {
 		_ = t.write(p.msg2, j.from)
 		return
 	}
-	if p := t.pendings.surplus(j.from.Addr()); p != nil {
+	if p := t.pendings.surplus(j.from.host()); p != nil {
 		t.drops.add(dropBusy)
 		t.drop(p)
 	}
@@ -89,7 +89,7 @@ func (t *Transport) handle1(j job, now time.Time) {
 		return
 	}
 	cfg := handshake.Config{Identity: t.cfg.Identity, Keys: t.keys, Medium: handshake.Datagrams, Index: index}
-	machine, msg2, err := handshake.Respond(cfg, j.msg, t.cfg.hello(j.from, t.port))
+	machine, msg2, err := handshake.Respond(cfg, j.msg, t.cfg.hello(j.from.addr, t.port))
 	if err != nil {
 		t.table.release(index)
 		t.drops.add(dropHandshake)

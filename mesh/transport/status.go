@@ -20,7 +20,8 @@ type PeerStatus struct {
 	ID          id.PeerID        `json:"id"`
 	Nickname    string           `json:"nickname,omitempty"` // empty before the first session
 	State       string           `json:"state"`
-	Addr        netip.AddrPort   `json:"addr,omitzero"` // in use
+	Addr        netip.AddrPort   `json:"addr,omitzero"`     // in use; none where it is reached through others
+	Relayed     bool             `json:"relayed,omitempty"` // it is
 	Candidates  []netip.AddrPort `json:"candidates"`
 	SeenAt      netip.AddrPort   `json:"seen_at,omitzero"` // where the peer sees us
 	Cipher      string           `json:"cipher,omitempty"`
@@ -53,15 +54,17 @@ func (p *peer) status(now time.Time) PeerStatus {
 		Nickname:    p.nickname,
 		State:       p.state(now),
 		Candidates:  slices.Clone(p.candidates),
-		SeenAt:      p.seen,
 		RTT:         time.Duration(p.rtt.Load()),
 		TxBytes:     p.txBytes.Load(),
 		RxBytes:     p.rxBytes.Load(),
 		TxDatagrams: p.txDatagrams.Load(),
 		RxDatagrams: p.rxDatagrams.Load(),
 	}
+	if seen := p.seen.Load(); seen != nil {
+		s.SeenAt = *seen
+	}
 	if path := p.path.Load(); path != nil {
-		s.Addr = *path
+		s.Addr, s.Relayed = path.addr, !path.direct()
 		s.LastHeard = p.t.epoch.Add(time.Duration(p.heard.Load()))
 	}
 	if e := p.current.Load(); e != nil {

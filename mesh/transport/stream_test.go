@@ -239,7 +239,7 @@ func bareStream(t *testing.T, a, b *node) (*stream, *recorder) {
 		t.Fatal(err)
 	}
 	r := &recorder{Conn: c}
-	s, err := a.openStream(r, b.self, b.addr, wire.StreamAsk)
+	s, err := a.openStream(r, b.self, direct(b.addr), wire.StreamAsk)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -344,7 +344,7 @@ func FuzzAccept(f *testing.F) {
 		defer wg.Wait()
 		wg.Go(func() { _, _ = io.Copy(io.Discard, here) })
 		wg.Go(func() { _, _ = here.Write(in); _ = here.Close() })
-		if _, _, _, err := b.acceptStream(there, netip.MustParseAddrPort("127.0.0.1:1")); err == nil {
+		if _, _, _, err := b.acceptStream(there, direct(netip.MustParseAddrPort("127.0.0.1:1"))); err == nil {
 			t.Error("junk taken for a stream")
 		}
 		_ = there.Close()

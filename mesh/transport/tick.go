@@ -1,11 +1,7 @@
 package transport
 
 import (
-	"encoding/binary"
-	"math/rand/v2"
 	"time"
-
-	"weave/mesh/wire"
 )
 
 // maxBegun bounds the handshakes that one tick begins, each of which costs a
@@ -25,6 +21,7 @@ func (t *Transport) tick(now time.Time) {
 		}
 	}
 	begun := 0
+	t.watching = 0
 	for _, p := range t.peers {
 		if !t.tickPeer(p, now) {
 			continue
@@ -49,8 +46,8 @@ func (t *Transport) tickAttempt(a *attempt, now time.Time) {
 func (t *Transport) tickPeer(p *peer, now time.Time) bool {
 	t.expire(p, now)
 	has := p.current.Load() != nil
-	if has && !now.Before(p.nextPing) {
-		t.ping(p, now)
+	if has {
+		t.observe(p, now)
 	}
 	if p.wanted.Load() && (!has || p.silent(now)) {
 		t.hurry(p, now)
@@ -58,7 +55,7 @@ func (t *Transport) tickPeer(p *peer, now time.Time) bool {
 	if p.attempt != nil || now.Before(p.nextTry) || !t.needsSession(p, now) {
 		return false
 	}
-	to := p.targets(now)
+	to := p.targets(now, false)
 	if len(to) == 0 {
 		return false
 	}
@@ -117,14 +114,4 @@ func (t *Transport) expire(p *peer, now time.Time) {
 			}
 		}
 	}
-}
-
-// ping asks for a pong: it measures the round trip, keeps the session and any
-// NAT's mapping alive, and shows the peer that we are there.
-func (t *Transport) ping(p *peer, now time.Time) {
-	at := t.since(now)
-	p.pinged.Store(at)
-	p.nextPing = now.Add(t.cfg.PingInterval*3/4 + rand.N(t.cfg.PingInterval/2+1))
-	body := binary.BigEndian.AppendUint64(nil, uint64(at))
-	_ = p.transmit(wire.KindPing, body) // counted; the next one comes soon
 }

@@ -37,12 +37,16 @@ type Transport struct {
 	closed chan struct{}
 	closer sync.Once
 
-	running atomic.Bool
-	drops   drops
-	links   atomic.Pointer[map[id.PeerID]*Link] // copied on each change
-	jobs    chan job                            // handshake messages, for control
-	wake    chan struct{}                       // buffered: tick now
-	inbound *inbound
+	running  atomic.Bool
+	relinked atomic.Bool // a link came or went: for control to tell Config.Linked
+	drops    drops
+	links    atomic.Pointer[map[id.PeerID]*Link] // copied on each change
+	jobs     chan job                            // handshake messages, for control
+	wake     chan struct{}                       // buffered: tick now
+	inbound  *inbound
+	trains   sync.Pool // of *relayTrain
+	relayed  relayedCounters
+	passing  atomic.Int32 // streams that are passed on
 
 	table table // see there
 
@@ -52,6 +56,7 @@ type Transport struct {
 	pendings pendings
 	refusals refusals
 	ups      []id.PeerID   // for control to tell Config.PeerUp
+	watching int           // links that are watched closely
 	every    time.Duration // between control's ticks
 }
 
@@ -87,6 +92,7 @@ func New(cfg Config) (*Transport, error) {
 		refusals: refusals{},
 	}
 	t.links.Store(&map[id.PeerID]*Link{})
+	t.trains.New = func() any { return newRelayTrain() }
 	return t, nil
 }
 
@@ -183,6 +189,9 @@ func (t *Transport) pace(ticker *time.Ticker) {
 	every := tickInterval
 	if len(t.attempts) == 0 {
 		every = max(tickInterval, t.cfg.PingInterval/10)
+		if t.watching > 0 {
+			every = min(every, watchInterval/2)
+		}
 	}
 	if every != t.every {
 		t.every = every
@@ -198,12 +207,15 @@ func (t *Transport) kick() {
 	}
 }
 
-// announce calls PeerUp, with no lock held.
+// announce calls Linked and PeerUp, with no lock held.
 func (t *Transport) announce() {
 	t.mu.Lock()
 	ups := t.ups
 	t.ups = nil
 	t.mu.Unlock()
+	if t.relinked.Swap(false) && t.cfg.Linked != nil {
+		t.cfg.Linked()
+	}
 	for _, p := range ups {
 		t.log.WithField("peer", p.Short()).Info("session with peer is up")
 		if t.cfg.PeerUp != nil {
@@ -217,7 +229,7 @@ func (t *Transport) announce() {
 type job struct {
 	header wire.Header
 	msg    []byte
-	from   netip.AddrPort
+	from   hop
 }
 
 func (t *Transport) handshake(j job) {
@@ -260,8 +272,8 @@ func (t *Transport) newEntry(p *peer, index uint32, res *handshake.Result, initi
 func (t *Transport) since(now time.Time) int64 { return int64(now.Sub(t.epoch)) }
 
 // write sends one handshake datagram; a failure is as good as a loss.
-func (t *Transport) write(b []byte, to netip.AddrPort) error {
-	err := t.conn.Write(b, len(b), to)
+func (t *Transport) write(b []byte, to hop) error {
+	err := t.send(b, len(b), to)
 	if err != nil {
 		t.drops.add(dropSend)
 	}

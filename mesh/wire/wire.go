@@ -24,12 +24,24 @@
 //	+-----------------+-------+--------+-----------+--------+-----------+
 //	| segment         | flags | hdrlen | csumstart | csumof | frame ... |
 //	+-----------------+-------+--------+-----------+--------+-----------+
+//
+// An item of KindRelay carries a whole datagram, sealed or of a handshake, from
+// one peer to another through others. On each hop it is in a sealed datagram of
+// the two peers at its ends:
+//
+//	 0      1         17        33
+//	+------+---------+---------+--------------+
+//	| hops | to      | from    | datagram ... |
+//	+------+---------+---------+--------------+
 package wire
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
+
+	"weave/mesh/id"
 )
 
 // Version is the protocol version in every header.
@@ -41,12 +53,15 @@ const (
 	TagLen         = 16
 	ItemHeaderLen  = 3
 	FrameHeaderLen = 12
+	RelayHeaderLen = 33
 	// Overhead is what a sealed datagram with one frame adds to that frame.
 	Overhead = HeaderLen + ItemHeaderLen + FrameHeaderLen + TagLen
 	// TunnelOverhead is what the MTU of a segment must stay below the MTU of
 	// the underlay: Overhead, the inner Ethernet header, and the outer UDP and
 	// IPv6 headers, rounded up to 110.
 	TunnelOverhead = 110
+	// RelayOverhead is what a relay's way adds to a datagram, on each hop anew.
+	RelayOverhead = HeaderLen + ItemHeaderLen + RelayHeaderLen + TagLen
 )
 
 // Type tells what a datagram is.
@@ -102,9 +117,10 @@ const (
 	KindFrame     Kind = 2 // FrameHeader and frame
 	KindGossip    Kind = 3 // one packet of memberlist
 	KindPing      Kind = 4 // opaque body, returned in a KindPong
-	KindPong      Kind = 5
+	KindPong      Kind = 5 // the ping's body, and where the ping came from (AppendAddr)
 	KindRecords   Kind = 6 // delta of a replica, pushed to peers at once
 	KindReport    Kind = 7 // what was heard last on the fast path, see package beat
+	KindRelay     Kind = 8 // RelayHeader and a datagram for another peer
 )
 
 // AppendItem appends an item to dst. The body may be at most 65535 bytes.
@@ -123,6 +139,30 @@ func NextItem(b []byte) (kind Kind, body, rest []byte, err error) {
 		return 0, nil, nil, ErrShort
 	}
 	return Kind(b[0]), b[ItemHeaderLen : ItemHeaderLen+n], b[ItemHeaderLen+n:], nil
+}
+
+// AddrLen is the length of an address in a KindPong, in bytes.
+const AddrLen = 18
+
+// AppendAddr appends an address and port: 16 bytes, IPv4 ones mapped, and 2, all
+// zero if there is none.
+func AppendAddr(dst []byte, a netip.AddrPort) []byte {
+	var ip [16]byte
+	if a.IsValid() {
+		ip = a.Addr().As16()
+	}
+	return binary.BigEndian.AppendUint16(append(dst, ip[:]...), a.Port())
+}
+
+// ParseAddr reads what AppendAddr wrote; not ok if it is no address, or none of a
+// host.
+func ParseAddr(b []byte) (a netip.AddrPort, ok bool) {
+	if len(b) != AddrLen {
+		return netip.AddrPort{}, false
+	}
+	ip := netip.AddrFrom16([16]byte(b[:16])).Unmap()
+	a = netip.AddrPortFrom(ip, binary.BigEndian.Uint16(b[16:]))
+	return a, a.Port() != 0 && !ip.IsUnspecified() && !ip.IsMulticast()
 }
 
 // SegmentID tells segments apart on the wire: the first eight bytes of the
@@ -179,6 +219,29 @@ func ParseFrame(body []byte) (FrameHeader, []byte, error) {
 	}, body[FrameHeaderLen:], nil
 }
 
+// RelayHeader precedes the datagram in an item of KindRelay. Nothing proves From:
+// the datagram itself is authenticated between the two.
+type RelayHeader struct {
+	Hops     uint8 // how many more the datagram may go
+	To, From id.PeerID
+}
+
+// Put writes h to the first RelayHeaderLen bytes of b.
+func (h RelayHeader) Put(b []byte) {
+	_ = b[RelayHeaderLen-1]
+	b[0] = h.Hops
+	copy(b[1:], h.To[:])
+	copy(b[17:], h.From[:])
+}
+
+// ParseRelay reads the body of an item of KindRelay. The datagram aliases body.
+func ParseRelay(body []byte) (RelayHeader, []byte, error) {
+	if len(body) < RelayHeaderLen {
+		return RelayHeader{}, nil, ErrShort
+	}
+	return RelayHeader{Hops: body[0], To: id.PeerID(body[1:17]), From: id.PeerID(body[17:33])}, body[RelayHeaderLen:], nil
+}
+
 // StreamKind is the first byte of a sealed stream: what it is for.
 type StreamKind uint8
 
@@ -187,4 +250,5 @@ const (
 	StreamGossip StreamKind = 1 // memberlist's push/pull
 	StreamSync   StreamKind = 2 // the missing parts of a replica
 	StreamAsk    StreamKind = 3 // one request to a peer's allocator, one answer
+	StreamRelay  StreamKind = 4 // RelayHeader, then a stream of its own between two peers
 )

@@ -42,6 +42,8 @@ JSON, under "problems" and "refusals".`
 	cmd.AddCommand(
 		a.viewCommand("peers", "List the other hosts, and how each is reached",
 			view{peersView, func(s control.Status) any { return s.Peers }, true}),
+		a.viewCommand("routes", "List the way to each other host",
+			view{routesView, func(s control.Status) any { return routes(s) }, true}),
 		a.viewCommand("segments", "List the segments that this host takes part in",
 			view{segmentsView, func(s control.Status) any { return s.Segments }, true}),
 		a.viewCommand("endpoints", "List the containers on all hosts, and their addresses",
@@ -219,6 +221,8 @@ func reached(peer control.Peer) string {
 	switch {
 	case peer.State == control.Up && peer.Address.IsValid():
 		return peer.Path + " " + peer.Address.String()
+	case peer.State == control.Up && peer.Via != "":
+		return fmt.Sprintf("%s via %s, %s", peer.Path, peer.Via, count(uint64(peer.Hops), "hop", "hops"))
 	case peer.Error != "":
 		return peer.Error
 	}

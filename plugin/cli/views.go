@@ -30,6 +30,50 @@ func peersView(p *printer, s control.Status) {
 	}
 }
 
+// way is a line of `weave status routes`.
+type way struct {
+	Peer     string `json:"peer"`
+	Nickname string `json:"nickname"`
+	Via      string `json:"via,omitempty"` // nickname of the next host; empty: directly
+	Hops     int    `json:"hops"`          // 0: there is no way
+}
+
+// routes lists the ways to the hosts, those that are down too.
+func routes(s control.Status) []way {
+	out := []way{}
+	for _, peer := range s.Peers {
+		w := way{Peer: peer.ID, Nickname: peer.Nickname}
+		if peer.State == control.Up {
+			w.Via, w.Hops = peer.Via, peer.Hops
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+func routesView(p *printer, s control.Status) {
+	if len(s.Peers) == 0 {
+		p.line("No peers yet. Join others with: weave connect HOST")
+		return
+	}
+	var rows [][]string
+	for _, w := range routes(s) {
+		via, hops := "directly", "1"
+		switch {
+		case w.Hops == 0:
+			via, hops = "no way", "-"
+		case w.Via != "":
+			via, hops = w.Via, fmt.Sprint(w.Hops)
+		}
+		rows = append(rows, []string{orDash(w.Nickname), w.Peer, via, hops})
+	}
+	p.table([]column{left("NAME"), left("PEER"), left("VIA"), right("HOPS")}, rows)
+	if s.Relayed > 0 {
+		p.line("")
+		p.line("This host passed on %s for others.", size(s.Relayed))
+	}
+}
+
 // framesBy names the carrier of containers' frames to a peer, and why it is not
 // VXLAN, or not for all of them.
 func framesBy(peer control.Peer) string {

@@ -37,6 +37,10 @@ type Status struct {
 	// Dropped counts datagrams between hosts, and streams, that were dropped,
 	// by reason: a host that reaches the port can cause any of them.
 	Dropped map[string]uint64 `json:"dropped,omitempty"`
+
+	// Relayed is the bytes that this host passed on for hosts that do not reach
+	// each other.
+	Relayed uint64 `json:"relayedBytes,omitempty"`
 }
 
 // Severity tells how bad a problem is.
@@ -80,9 +84,11 @@ type Peer struct {
 	ID        string           `json:"id"`
 	Nickname  string           `json:"nickname"`
 	State     PeerState        `json:"state"`
-	Path      string           `json:"path"` // how it is reached, as "direct UDP"
+	Path      string           `json:"path"` // how it is reached: "direct UDP" or "relay"
 	Address   netip.AddrPort   `json:"address,omitzero"`
-	Addresses []netip.AddrPort `json:"addresses"` // all candidates
+	Via       string           `json:"via,omitempty"`  // nickname of the next host on the way, if it is not the peer itself
+	Hops      int              `json:"hops,omitempty"` // links on the way; 1 is direct
+	Addresses []netip.AddrPort `json:"addresses"`      // all candidates
 	RTT       time.Duration    `json:"rttNanoseconds"`
 	Since     time.Time        `json:"since,omitzero"` // of the state
 	Heard     time.Time        `json:"heard,omitzero"` // its last authentic datagram
@@ -101,6 +107,7 @@ type Carrier string
 const (
 	VXLAN  Carrier = "VXLAN"      // the kernel's, not encrypted
 	Sealed Carrier = "sealed UDP" // the plugin's, encrypted
+	Relay  Carrier = "relay"      // the same, passed on by other hosts, which cannot read it
 )
 
 // Seed is an address that the operator named.

@@ -150,6 +150,7 @@ func TestPeerStatus(t *testing.T) {
 
 func TestFramesStatus(t *testing.T) {
 	up := transport.PeerStatus{State: transport.StateUp}
+	relayed := transport.PeerStatus{State: transport.StateUp, Relayed: true}
 	for _, c := range []struct {
 		x    mesh.Peer
 		want control.Carrier
@@ -158,6 +159,7 @@ func TestFramesStatus(t *testing.T) {
 		{mesh.Peer{Alive: true, Path: up, Fast: true}, control.VXLAN, ""},
 		{mesh.Peer{Alive: true, Path: up, FastWhy: "blocked"}, control.Sealed, "blocked"},
 		{mesh.Peer{Path: up, Fast: true, FastWhy: "blocked"}, "", ""},
+		{mesh.Peer{Alive: true, Path: relayed, Route: mesh.Route{Hops: 3}}, control.Relay, ""},
 	} {
 		if got := peerStatus(c.x); got.Frames != c.want || got.FramesWhy != c.why {
 			t.Errorf("%+v: frames by %q, %q", c.x, got.Frames, got.FramesWhy)

@@ -68,7 +68,11 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 		if _, gone := removed[ring.Peer(x.ID.String())]; gone && !x.Alive {
 			continue
 		}
-		s.Peers = append(s.Peers, peerStatus(x))
+		peer := peerStatus(x)
+		if peer.State == control.Up && x.Path.Relayed {
+			peer.Via = p.node.Nickname(x.Route.Next)
+		}
+		s.Peers = append(s.Peers, peer)
 		joined[x.Path.Addr.Addr()] = x.Alive || joined[x.Path.Addr.Addr()]
 	}
 	slices.SortFunc(s.Peers, func(a, b control.Peer) int {
@@ -79,6 +83,7 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 	}
 	s.Refusals = refusalStatus(p.node.Refusals(), joined, time.Now())
 	s.Dropped = p.node.Dropped()
+	s.Relayed = p.node.Relayed().Bytes
 	s.Segments = p.segmentStatus(d.cfg.Nickname, endpoints)
 	s.Endpoints = p.endpointStatus(endpoints)
 	containers := map[netip.Prefix]string{} // by address and length of the subnet
@@ -105,9 +110,13 @@ func peerStatus(x mesh.Peer) control.Peer {
 	}
 	switch {
 	case x.Path.State == transport.StateUp && x.Alive:
-		out.State, out.Path, out.Error = control.Up, "direct UDP", ""
-		if out.Frames, out.FramesWhy = control.Sealed, x.FastWhy; x.Fast {
+		out.State, out.Path, out.Hops, out.Error = control.Up, "direct UDP", 1, ""
+		out.Frames, out.FramesWhy = control.Sealed, x.FastWhy
+		switch {
+		case x.Fast:
 			out.Frames = control.VXLAN
+		case x.Path.Relayed:
+			out.Path, out.Hops, out.Frames = "relay", x.Route.Hops, control.Relay
 		}
 	case x.Path.State == transport.StateUp, x.Path.State == transport.StateConnecting:
 		out.State = control.Connecting

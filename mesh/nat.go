@@ -1,0 +1,56 @@
+package mesh
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// NAT is what stands between this host and its peers, by the addresses at which
+// they see it. The mapping is what can be told of it that way (RFC 4787, 4.1), not
+// whom it lets in.
+type NAT string
+
+// Kinds of NAT.
+const (
+	NATUnknown   NAT = ""          // nobody has told yet
+	NATNone      NAT = "none"      // all see our own address
+	NATCone      NAT = "cone"      // one outside address for all: endpoint-independent mapping
+	NATSymmetric NAT = "symmetric" // another port for each: address-dependent mapping
+)
+
+// maxOutside bounds the outside addresses that are told to others.
+const maxOutside = 4
+
+// behind tells what stands between us and those that see us so, and the outside
+// addresses at which others may try: none of a NAT that has another port for each,
+// since they would find it closed.
+func behind(own netip.AddrPort, seen []netip.AddrPort) (kind NAT, outside []netip.AddrPort) {
+	ports := map[netip.Addr][]uint16{}
+	for _, a := range seen {
+		if kind == NATUnknown {
+			kind = NATNone
+		}
+		if a != own {
+			ports[a.Addr()] = append(ports[a.Addr()], a.Port())
+		}
+	}
+	for ip, p := range ports {
+		slices.Sort(p)
+		if p = slices.Compact(p); len(p) > 1 {
+			kind = NATSymmetric
+			continue
+		}
+		if kind != NATSymmetric {
+			kind = NATCone
+		}
+		outside = append(outside, netip.AddrPortFrom(ip, p[0]))
+	}
+	slices.SortFunc(outside, netip.AddrPort.Compare)
+	return kind, outside[:min(len(outside), maxOutside)]
+}
+
+// NAT tells what stands between this host and its peers.
+func (n *Node) NAT() NAT {
+	kind, _ := behind(n.ownAddress(), n.transport.Seen())
+	return kind
+}

@@ -1,0 +1,294 @@
+package transport
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"time"
+
+	"weave/mesh/id"
+	"weave/mesh/wire"
+)
+
+// A session is one thing, and the path that its datagrams take another. The path
+// to a peer is direct, an address, or through others. A direct one is trusted only
+// while it proves to work both ways: a ping that went by it is answered by it. One
+// that carries more than pings is watched closely, so that frames are soon on
+// another way. Who has no direct way knocks at all addresses of the peer, now and
+// then; by the first answer the path is direct again.
+
+const (
+	// watchInterval is the time between pings on a link that is watched closely,
+	// or the usual one if that is shorter.
+	watchInterval = 400 * time.Millisecond
+	// missedPings is how many may stay unanswered, and a half for their way: at
+	// 5 % loss each way, four are lost in a row once in ten thousand.
+	missedPings = 4
+	// watchTime is how long a link is watched closely after it was busy, at most
+	// twice as long.
+	watchTime = 5 * time.Second
+	// A link that does not work is tried again after probeFirst, later twice as
+	// long each time, up to probeLast.
+	probeFirst = 500 * time.Millisecond
+	probeLast  = 5 * time.Second
+	// pongAge is how long after a ping its pong may come.
+	pongAge = 10 * time.Second
+	// pingLen is the length of the body of our pings: the time.
+	pingLen = 8
+	// strayProbe is how often a peer that knocks is knocked at in return.
+	strayProbe = 200 * time.Millisecond
+)
+
+// watch is what control keeps of a link. Guarded by Transport.mu.
+type watch struct {
+	closely bool
+	since   time.Time // of closely
+	asked   time.Time // when busy was looked at last
+	probe   probe
+}
+
+// probe is the knocking at a peer's addresses.
+type probe struct {
+	next time.Time
+	wait time.Duration
+}
+
+// use notes that the link carries something, whichever way, so that it is watched
+// closely.
+func (l *Link) use() {
+	if !l.busy.Load() && !l.busy.Swap(true) {
+		l.t.kick()
+	}
+}
+
+// proven reports whether there is a direct way to the peer that works.
+func (l *Link) proven() bool { return l.up.Load() && l.current.Load() != nil }
+
+// Direct lists the peers that are reached directly, in the order of their IDs.
+func (t *Transport) Direct() []id.PeerID {
+	var out []id.PeerID
+	for p, l := range *t.links.Load() {
+		if l.proven() {
+			out = append(out, p)
+		}
+	}
+	slices.SortFunc(out, id.PeerID.Compare)
+	return out
+}
+
+// reachedBy takes note of a handshake, which went to and fro by a hop; the caller
+// has mu. That a direct path works only our own pings tell, once there is one.
+func (t *Transport) reachedBy(p *peer, by hop, now time.Time) {
+	if !by.direct() {
+		if !p.up.Load() {
+			p.path.Store(&by)
+		}
+		return
+	}
+	p.path.Store(&by)
+	t.proof(&p.Link, t.since(now))
+}
+
+// proof notes that the path, which is direct, works both ways. The caller has mu,
+// or is the receive goroutine.
+func (t *Transport) proof(l *Link, now int64) {
+	l.proved.Store(now)
+	if !l.up.Load() {
+		l.up.Store(true)
+		t.mention()
+	}
+}
+
+// mention has control tell of links. The caller has not necessarily mu.
+func (t *Transport) mention() {
+	t.relinked.Store(true)
+	t.kick()
+}
+
+// lost notes that there is no direct way to a peer any more; the caller has mu.
+func (t *Transport) lost(p *peer) {
+	if p.up.Swap(false) {
+		p.watch.probe = probe{} // knock at once
+		t.mention()
+	}
+}
+
+// observe does what time brings to a peer with a session; the caller has mu.
+func (t *Transport) observe(p *peer, now time.Time) {
+	t.attend(p, now)
+	if p.watch.closely {
+		t.watching++
+	}
+	if p.up.Load() && t.unanswered(p, now) {
+		t.lost(p)
+		t.log.WithField("peer", p.id.Short()).Debug("no direct way to the peer any more")
+	}
+	if !p.up.Load() {
+		if path := p.path.Load(); path.direct() && t.next(p.id) != nil {
+			by := relayed(p.id)
+			p.path.Store(&by)
+			p.nextPing = now
+		}
+		t.knock(p, now)
+	}
+	if !now.Before(p.nextPing) {
+		t.ping(p, now)
+	}
+}
+
+// attend decides how closely to watch.
+func (t *Transport) attend(p *peer, now time.Time) {
+	w := &p.watch
+	if now.Sub(w.asked) < watchTime && (w.closely || !p.busy.Load()) {
+		return
+	}
+	w.asked = now
+	closely := p.busy.Swap(false)
+	if closely == w.closely {
+		return
+	}
+	w.closely = closely
+	if closely {
+		w.since, p.nextPing = now, now
+	}
+}
+
+// unanswered reports whether too many pings are.
+func (t *Transport) unanswered(p *peer, now time.Time) bool {
+	proved := t.epoch.Add(time.Duration(p.proved.Load()))
+	if !p.watch.closely {
+		return now.Sub(proved) > t.cfg.PingInterval*5/2
+	}
+	if p.watch.since.After(proved) {
+		proved = p.watch.since
+	}
+	return now.Sub(proved) > t.watchInterval()*(2*missedPings+1)/2
+}
+
+func (t *Transport) watchInterval() time.Duration { return min(watchInterval, t.cfg.PingInterval) }
+
+// ping asks for a pong by the path in use: it proves the path and measures the round trip,
+// keeps the session and any NAT's mapping alive, and shows the peer that we are
+// there.
+func (t *Transport) ping(p *peer, now time.Time) {
+	every := t.cfg.PingInterval*3/4 + rand.N(t.cfg.PingInterval/2+1)
+	if p.watch.closely {
+		every = t.watchInterval()
+	}
+	p.nextPing = now.Add(every)
+	_ = p.transmit(wire.KindPing, t.pingBody(now)) // counted; the next one comes soon
+}
+
+func (t *Transport) pingBody(now time.Time) []byte {
+	return binary.BigEndian.AppendUint64(nil, uint64(t.since(now)))
+}
+
+// knock pings all addresses of a peer that is not reached directly.
+func (t *Transport) knock(p *peer, now time.Time) {
+	k := &p.watch.probe
+	if now.Before(k.next) {
+		return
+	}
+	k.wait = min(max(2*k.wait, probeFirst), probeLast)
+	k.next = now.Add(k.wait*3/4 + rand.N(k.wait/2+1))
+	path := p.path.Load()
+	for _, a := range p.candidates {
+		if to := direct(a); *path != to { // that one is pinged anyway
+			_ = p.transmitTo(wire.KindPing, t.pingBody(now), to)
+		}
+	}
+}
+
+// strayed takes note of an authentic datagram that came by another way than the
+// path; path may be nil.
+func (r *receiver) strayed(l *Link, path *hop) {
+	from := r.from
+	switch {
+	case path != nil && !from.direct():
+		l.use()
+		r.t.doubt(l, r.now)
+	case path == nil || path.direct(): // it moved
+		l.path.Store(&from)
+	default: // it knocks
+		if r.t.since(r.now)-r.knocked >= int64(strayProbe) {
+			r.knocked = r.t.since(r.now)
+			_ = l.transmitTo(wire.KindPing, r.t.pingBody(r.now), from)
+		}
+	}
+}
+
+// doubt is for a link that the other side does not use any more: neither do we,
+// then, unless it proved to work just now. If they are wrong, the first knock will
+// tell.
+func (t *Transport) doubt(l *Link, now time.Time) {
+	if !l.up.Load() || t.since(now)-l.proved.Load() < int64(t.watchInterval()*3/2) {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if p := t.peers[l.id]; p != nil && &p.Link == l {
+		t.lost(p)
+	}
+}
+
+// ponged takes the answer to a ping. It came back the way that the ping went.
+func (r *receiver) ponged(l *Link, body []byte) {
+	t := r.t
+	now := t.since(time.Now())
+	if len(body) != pingLen+wire.AddrLen {
+		return
+	}
+	took := now - int64(binary.BigEndian.Uint64(body))
+	path := l.path.Load()
+	if took < 0 || took > int64(pongAge) || path == nil {
+		return
+	}
+	switch {
+	case r.from == *path:
+	case r.from.direct() && (!path.direct() || !l.up.Load()):
+		t.shorten(l, r.from)
+	default:
+		return
+	}
+	l.rtt.Store(max(took, 1))
+	if r.from.direct() {
+		t.proof(l, now)
+		if seen, ok := wire.ParseAddr(body[pingLen:]); ok {
+			t.seenAt(l, seen)
+		}
+	}
+}
+
+// seenAt takes note of where a peer sees us.
+func (t *Transport) seenAt(l *Link, a netip.AddrPort) {
+	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
+	if old := l.seen.Load(); !a.IsValid() || old != nil && *old == a {
+		return
+	}
+	l.seen.Store(&a)
+	t.mention()
+}
+
+// Seen lists the addresses at which the peers that are reached directly see us,
+// each once, in order.
+func (t *Transport) Seen() []netip.AddrPort {
+	var out []netip.AddrPort
+	for _, l := range *t.links.Load() {
+		if seen := l.seen.Load(); seen != nil && l.proven() {
+			out = append(out, *seen)
+		}
+	}
+	slices.SortFunc(out, netip.AddrPort.Compare)
+	return slices.Compact(out)
+}
+
+// shorten makes a path direct.
+func (t *Transport) shorten(l *Link, by hop) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l.path.Store(&by)
+	if p := t.peers[l.id]; p != nil && &p.Link == l {
+		p.addCandidates(by.addr)
+	}
+}
