@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 
 	"github.com/google/nftables"
@@ -17,9 +18,9 @@ import (
 // The guard is two tables:
 //
 //	table ip weave-vxlan { # or ip6
-//	  set peers { type ipv4_addr; elements = { … } }
+//	  set peers { type ipv4_addr; size 8192; elements = { … } }
 //	  chain input { type filter hook input priority filter - 1;
-//	    udp dport 6784 ip saddr != @peers drop
+//	    th dport 6784 ip saddr != … ip saddr != @peers meta l4proto udp drop
 //	  }
 //	}
 //	table bridge weave-vxlan {
@@ -35,11 +36,16 @@ import (
 // be masqueraded and look like ours. Only if the underlay is itself behind a
 // bridge of this host, its ports are spared. Frames of our segments meet neither
 // table, and VXLAN's own packets only the first: one rule, since each of them pays
-// for it.
+// for it. So the rule says udp dport 6784 ip saddr != @peers in the order that
+// costs least, and names a few peers itself, which is cheaper than to look into
+// the set. That has a size because the kernel's table of fixed size is faster.
 const (
 	guardTable = "weave-vxlan"
 	peerSet    = "peers"
 	portSet    = "ports"
+
+	maxAllowed = 8192 // twice what the mesh takes as peers
+	maxNear    = 4    // whose packets are the cheaper, all others' the dearer
 )
 
 // Firewall is the guard by nftables, in the network namespace of the thread that
@@ -50,6 +56,10 @@ type Firewall struct {
 	conn  *nftables.Conn
 	// inOrder is how Ensure last found all as it should be; nil if it did not.
 	inOrder *found
+	// near are the peers that the rule names, and port is that of the rules, as
+	// far as we changed them.
+	near []netip.Addr
+	port uint16
 }
 
 // found is what was found of the guard, and the generation of the packet filter's
@@ -107,7 +117,7 @@ func (f *Firewall) family() nftables.TableFamily {
 }
 
 func (f *Firewall) peers() *nftables.Set {
-	set := &nftables.Set{Table: guardOf(f.family()), Name: peerSet, KeyType: nftables.TypeIPAddr}
+	set := &nftables.Set{Table: guardOf(f.family()), Name: peerSet, KeyType: nftables.TypeIPAddr, Size: maxAllowed}
 	if f.ours.Is6() {
 		set.KeyType = nftables.TypeIP6Addr
 	}
@@ -158,14 +168,15 @@ func (f *Firewall) ensure(port uint16) (allowed []netip.Addr, err error) {
 		if err != nil {
 			return err
 		}
-		want := f.chains(port)
+		slices.SortFunc(allowed, netip.Addr.Compare)
+		near := slices.Clone(allowed[:min(len(allowed), maxNear)])
+		want := f.chains(port, near)
 		if there && also && sameKeys(spared, ifNames(names)) && installed(c, want) {
 			f.inOrder = &found{generation, port, names, slices.Clone(allowed)}
-			return nil
-		}
-		if err := f.install(c, want, allowed, names); err != nil {
+		} else if err := f.install(c, want, allowed, names); err != nil {
 			return fmt.Errorf("%w: %w", ErrUnguarded, err)
 		}
+		f.port, f.near = port, near
 		return nil
 	})
 	return allowed, err
@@ -228,10 +239,11 @@ func sameKeys(a, b [][]byte) bool {
 	return slices.EqualFunc(sort(a), sort(b), bytes.Equal)
 }
 
-// installed tells whether the chains hold our rules, which are known by their
-// comments.
+// installed tells whether the chains hold our rules.
 func installed(c *nftables.Conn, want []chain) bool {
-	same := func(a, b *nftables.Rule) bool { return bytes.Equal(a.UserData, b.UserData) }
+	same := func(a, b *nftables.Rule) bool {
+		return bytes.Equal(a.UserData, b.UserData) && reflect.DeepEqual(a.Exprs, b.Exprs)
+	}
 	for _, x := range want {
 		rules, err := c.GetRules(x.Table, x.Chain)
 		if err != nil || !slices.EqualFunc(rules, x.rules, same) {
@@ -254,6 +266,16 @@ func (f *Firewall) Allow(a netip.Addr) error {
 // Deny implements Guard.
 func (f *Firewall) Deny(a netip.Addr) error {
 	return f.do("shut out "+a.String(), func(c *nftables.Conn) error {
+		if i := slices.Index(f.near, a); i >= 0 {
+			near := slices.Delete(slices.Clone(f.near), i, i+1)
+			input := f.chains(f.port, near)[0]
+			c.FlushChain(input.Chain)
+			c.AddRule(input.rules[0])
+			if err := notThere(c.Flush()); err != nil {
+				return err
+			}
+			f.near = near
+		}
 		if err := c.SetDeleteElements(f.peers(), addresses(a)); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package vxlan
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/google/nftables"
@@ -21,8 +22,10 @@ type chain struct {
 // bridge.
 const beforeFilter = nftables.ChainPriority(-201)
 
-// chains returns those of both tables.
-func (f *Firewall) chains(port uint16) []chain {
+// chains returns those of both tables. The first's rule asks for the port first,
+// since most packets are for another, and for the protocol last, which only
+// packets from strangers get to.
+func (f *Firewall) chains(port uint16, near []netip.Addr) []chain {
 	accept := nftables.ChainPolicyAccept
 	base := func(family nftables.TableFamily, priority nftables.ChainPriority) *nftables.Chain {
 		return &nftables.Chain{
@@ -40,31 +43,38 @@ func (f *Firewall) chains(port uint16) []chain {
 		}
 	}
 	return []chain{
-		{input, []*nftables.Rule{rule(input, "VXLAN from strangers", toPort(port), f.notFromPeer(), drop())}},
-		{bridged, []*nftables.Rule{rule(bridged, "VXLAN from containers", toPort(port), notByPort(), drop())}},
+		{input, []*nftables.Rule{rule(input, "VXLAN from strangers", toPort(port), f.notFromPeer(near), isUDP(), drop())}},
+		{bridged, []*nftables.Rule{rule(bridged, "VXLAN from containers", isUDP(), toPort(port), notByPort(), drop())}},
 	}
 }
 
-// toPort matches UDP datagrams to a port.
-func toPort(port uint16) []expr.Any {
+func isUDP() []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_UDP}},
+	}
+}
+
+// toPort matches datagrams to a port, and what else has the same bytes there.
+func toPort(port uint16) []expr.Any {
+	return []expr.Any{
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
 	}
 }
 
-// notFromPeer matches packets with another address than that of a peer.
-func (f *Firewall) notFromPeer() []expr.Any {
+// notFromPeer matches packets with another address than that of a peer. Those of
+// near are in the set as well.
+func (f *Firewall) notFromPeer(near []netip.Addr) []expr.Any {
 	offset, length := uint32(12), uint32(4)
 	if f.ours.Is6() {
 		offset, length = 8, 16
 	}
-	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
-		&expr.Lookup{SourceRegister: 1, SetName: peerSet, Invert: true},
+	parts := []expr.Any{&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}}
+	for _, a := range near {
+		parts = append(parts, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: a.AsSlice()})
 	}
+	return append(parts, &expr.Lookup{SourceRegister: 1, SetName: peerSet, Invert: true})
 }
 
 // notByPort matches frames that came by a port that is not spared.
