@@ -2,7 +2,8 @@
 // other by ID. It keeps a session with every peer it has candidates for, over
 // one port, UDP and TCP, and accepts nothing that is not sealed under a
 // session's keys. It does not decide who is a member of the cluster, does not
-// look into frames or gossip, does not relay, and does not retry a lost item.
+// look into frames or gossip, does not find the ways between peers (Config.Next
+// tells), and does not retry a lost item.
 //
 // Goroutines of Run:
 //
@@ -20,6 +21,9 @@
 //	         session in the table -> first authentic datagram: confirmed
 //	pending: message 1 came, message 2 sent -> message 3 came: confirmed, and
 //	         a keepalive confirms it to the initiator
+//
+// Datagrams of a session go directly, to an address, or through other peers: see
+// path.go for which, and relay.go for how. Streams alike: relaystream.go.
 //
 // What is sent to a peer is sealed under the session that was confirmed last;
 // older ones go on opening what arrives until they have been silent for a
