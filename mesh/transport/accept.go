@@ -14,9 +14,11 @@ import (
 	"weave/mesh/wire"
 )
 
-// inbound bounds and tracks the streams that others open.
+// inbound bounds and tracks the streams that others open, or have us open.
 type inbound struct {
 	handlers sync.WaitGroup
+	ctx      context.Context // ends with close
+	cancel   context.CancelFunc
 
 	mu       sync.Mutex // guards what follows
 	closed   bool
@@ -26,7 +28,34 @@ type inbound struct {
 }
 
 func newInbound() *inbound {
-	return &inbound{conns: map[net.Conn]netip.Addr{}, bySite: map[netip.Addr]int{}}
+	in := &inbound{conns: map[net.Conn]netip.Addr{}, bySite: map[netip.Addr]int{}}
+	in.ctx, in.cancel = context.WithCancel(context.Background())
+	return in
+}
+
+// start runs f in a goroutine that wait waits for; false after close. The context
+// ends with close.
+func (in *inbound) start(f func(context.Context)) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed {
+		return false
+	}
+	in.handlers.Go(func() { f(in.ctx) })
+	return true
+}
+
+// adopt takes a stream that we opened as one that a peer did; false if there are
+// too many.
+func (in *inbound) adopt(s *stream) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.closed || len(in.conns) >= maxStreams {
+		return false
+	}
+	in.conns[s.Conn] = netip.Addr{}
+	s.onClose = func() { in.forget(s.Conn) }
+	return true
 }
 
 // admit takes a new connection, unless that would be too many.
@@ -66,6 +95,7 @@ func (in *inbound) close() {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	in.closed = true
+	in.cancel()
 	for c := range in.conns {
 		_ = c.Close()
 	}
@@ -114,11 +144,19 @@ func (t *Transport) serve(c net.Conn, from netip.AddrPort) {
 		return
 	}
 	s.onClose = func() { t.inbound.forget(c) }
-	if kind == wire.StreamRelay {
+	t.dispatch(peer, kind, s)
+}
+
+// dispatch serves a stream that came straight from a peer.
+func (t *Transport) dispatch(peer id.PeerID, kind wire.StreamKind, s *stream) {
+	switch kind {
+	case wire.StreamRelay:
 		t.relayStream(s)
-		return
+	case wire.StreamCallback:
+		t.calledBack(peer, s)
+	default:
+		t.deliver(peer, kind, s)
 	}
-	t.deliver(peer, kind, s)
 }
 
 // deliver hands a stream to whom it is for.

@@ -77,6 +77,7 @@ type tuning struct {
 	minBackoff time.Duration
 	maxBackoff time.Duration
 	wrapConn   func(Conn) Conn
+	wrapTCP    func(net.Listener) net.Listener
 }
 
 // Bounds on what others can make us keep.

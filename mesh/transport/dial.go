@@ -18,17 +18,95 @@ import (
 // dialTimeout bounds the try of one candidate.
 const dialTimeout = 3 * time.Second
 
-// Dial opens a stream to a peer: TCP to a candidate, sealed, or through relays.
-// It tries the candidates one after the other, the path in use first. The stream is the
-// caller's to close; closing it tells the other side, which reads io.EOF then.
-// The error wraps ErrUnknownPeer, ErrNoCandidate, or what came of each try.
+// Dial opens a stream to a peer: TCP to a candidate, sealed, or the peer opens it,
+// or it goes through relays. Candidates are tried one after the other, the path in
+// use first. The stream is the caller's to close; closing it tells the other side,
+// which reads io.EOF then. The error wraps ErrUnknownPeer, ErrNoCandidate, or what
+// came of each try.
 func (t *Transport) Dial(ctx context.Context, p id.PeerID, kind wire.StreamKind) (net.Conn, error) {
-	hops, err := t.dialHops(p)
-	if err != nil {
-		return nil, fmt.Errorf("dial peer %s: %w", p.Short(), err)
+	l := t.Link(p)
+	if l == nil {
+		return nil, fmt.Errorf("dial peer %s: %w", p.Short(), ErrUnknownPeer)
+	}
+	ways := []func() (net.Conn, error){
+		func() (net.Conn, error) { return t.dialNear(ctx, l, kind) },
+		func() (net.Conn, error) { return t.dial(ctx, p, relayed(p), kind) },
+	}
+	// Where there is no direct way by UDP there is hardly one by TCP.
+	if path := l.path.Load(); path != nil && !path.direct() {
+		slices.Reverse(ways)
 	}
 	var errs []error
-	for _, by := range hops {
+	for _, way := range ways {
+		c, err := way()
+		if err == nil {
+			return c, nil
+		}
+		if errs = append(errs, err); ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, fmt.Errorf("dial peer %s: %w", p.Short(), errors.Join(errs...))
+}
+
+// dialNear opens a stream to a peer without relays: we dial it, and if that takes
+// long, it dials us; who is first.
+func (t *Transport) dialNear(ctx context.Context, l *Link, kind wire.StreamKind) (net.Conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		c   net.Conn
+		err error
+	}
+	results, ours := make(chan result), make(chan struct{})
+	go func() {
+		c, err := t.dialDirect(ctx, l.id, kind)
+		if err != nil {
+			close(ours) // the peer is asked at once
+		}
+		results <- result{c, err}
+	}()
+	go func() {
+		select {
+		case <-ours:
+		case <-time.After(callbackAfter):
+		case <-ctx.Done():
+		}
+		c, err := t.askBack(ctx, l, kind)
+		if err != nil {
+			results <- result{nil, err} // no nil *stream in an interface
+			return
+		}
+		results <- result{c, nil}
+	}()
+	var got net.Conn
+	var errs []error
+	for range 2 {
+		r := <-results
+		switch {
+		case r.err != nil:
+			errs = append(errs, r.err)
+		case got != nil:
+			_ = r.c.Close() // too late
+		default:
+			got = r.c
+			cancel()
+		}
+	}
+	if got == nil {
+		return nil, errors.Join(errs...)
+	}
+	return got, nil
+}
+
+// dialDirect opens a stream to a peer at one of its addresses.
+func (t *Transport) dialDirect(ctx context.Context, p id.PeerID, kind wire.StreamKind) (net.Conn, error) {
+	addrs := t.dialAddrs(p)
+	if len(addrs) == 0 {
+		return nil, ErrNoCandidate
+	}
+	var errs []error
+	for _, by := range addrs {
 		c, err := t.dial(ctx, p, by, kind)
 		if err == nil {
 			return c, nil
@@ -38,33 +116,25 @@ func (t *Transport) Dial(ctx context.Context, p id.PeerID, kind wire.StreamKind)
 			break
 		}
 	}
-	return nil, fmt.Errorf("dial peer %s: %w", p.Short(), errors.Join(errs...))
+	return nil, errors.Join(errs...)
 }
 
-// dialHops are the hops to try for a stream. Where there is no direct way by UDP
-// there is hardly one by TCP, so relays come first then, else last.
-func (t *Transport) dialHops(p id.PeerID) ([]hop, error) {
+// dialAddrs are the addresses of a peer, the one in use first.
+func (t *Transport) dialAddrs(p id.PeerID) (hops []hop) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	peer := t.peers[p]
 	if peer == nil {
-		return nil, ErrUnknownPeer
+		return nil
 	}
-	var hops []hop
 	for _, a := range peer.candidates {
 		hops = append(hops, direct(a))
 	}
-	if t.next(p) != nil {
-		hops = append(hops, relayed(p))
-	}
-	if path := peer.path.Load(); path != nil && (path.direct() || t.next(p) != nil) {
+	if path := peer.path.Load(); path != nil && path.direct() {
 		hops = slices.DeleteFunc(hops, func(h hop) bool { return h == *path })
 		hops = slices.Insert(hops, 0, *path)
 	}
-	if len(hops) == 0 {
-		return nil, ErrNoCandidate
-	}
-	return hops, nil
+	return hops
 }
 
 func (t *Transport) dial(ctx context.Context, p id.PeerID, by hop, kind wire.StreamKind) (net.Conn, error) {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,6 +42,7 @@ type node struct {
 	self    id.PeerID
 	addr    netip.AddrPort
 	wire    *tap
+	door    *door
 	packets chan packet
 	ups     chan id.PeerID
 	frames  *frameSink
@@ -122,6 +124,22 @@ func (c *tap) all() []sent {
 	return append([]sent(nil), c.sent...)
 }
 
+// door is a TCP listener that may be shut.
+type door struct {
+	net.Listener
+	shut atomic.Bool
+}
+
+func (d *door) Accept() (net.Conn, error) {
+	for {
+		c, err := d.Listener.Accept()
+		if err != nil || !d.shut.Load() {
+			return c, err
+		}
+		_ = c.Close()
+	}
+}
+
 func testIdentity(t testing.TB) id.Identity {
 	t.Helper()
 	i, err := id.Generate(rand.Reader)
@@ -142,7 +160,7 @@ func start(t testing.TB, ip string, change ...func(*Config)) *node {
 	t.Helper()
 	n := &node{
 		t: t, packets: make(chan packet, 1000), ups: make(chan id.PeerID, 1000),
-		frames: &frameSink{}, wire: &tap{},
+		frames: &frameSink{}, wire: &tap{}, door: &door{},
 	}
 	cfg := Config{
 		Identity:     testIdentity(t),
@@ -159,6 +177,7 @@ func start(t testing.TB, ip string, change ...func(*Config)) *node {
 	}
 	cfg.tune.keys = &rightKeys
 	cfg.tune.wrapConn = func(c Conn) Conn { n.wire.Conn = c; return n.wire }
+	cfg.tune.wrapTCP = func(l net.Listener) net.Listener { n.door.Listener = l; return n.door }
 	for _, f := range change {
 		f(&cfg)
 	}

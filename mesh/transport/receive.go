@@ -216,6 +216,8 @@ func (r *receiver) item(l *Link, counter uint64, kind wire.Kind, body []byte) {
 		r.ponged(l, body)
 	case wire.KindRelay:
 		r.relay(l, body)
+	case wire.KindCallback:
+		r.callback(l, body)
 	default:
 		if t.cfg.Packet == nil {
 			t.drops.add(dropNoHandler)

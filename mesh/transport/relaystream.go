@@ -29,11 +29,7 @@ var errRelayed = errors.New("a stream inside a relayed one may not be relayed")
 
 // dialOnward opens a stream to a neighbour for what is to be passed on.
 func (t *Transport) dialOnward(ctx context.Context, next *Link, h wire.RelayHeader) (net.Conn, error) {
-	path := next.path.Load()
-	if path == nil || !path.direct() {
-		return nil, ErrNoRoute
-	}
-	c, err := t.dial(ctx, next.id, *path, wire.StreamRelay)
+	c, err := t.dialNear(ctx, next, wire.StreamRelay)
 	if err != nil {
 		return nil, fmt.Errorf("by peer %s: %w", next.id.Short(), err)
 	}
@@ -81,7 +77,7 @@ func (t *Transport) acceptRelayed(s *stream, h wire.RelayHeader) error {
 	if err != nil {
 		return err
 	}
-	if kind == wire.StreamRelay {
+	if kind == wire.StreamRelay || kind == wire.StreamCallback {
 		return errors.Join(errRelayed, inner.Close())
 	}
 	t.deliver(peer, kind, inner)

@@ -37,16 +37,18 @@ type Transport struct {
 	closed chan struct{}
 	closer sync.Once
 
-	running  atomic.Bool
-	relinked atomic.Bool // a link came or went: for control to tell Config.Linked
-	drops    drops
-	links    atomic.Pointer[map[id.PeerID]*Link] // copied on each change
-	jobs     chan job                            // handshake messages, for control
-	wake     chan struct{}                       // buffered: tick now
-	inbound  *inbound
-	trains   sync.Pool // of *relayTrain
-	relayed  relayedCounters
-	passing  atomic.Int32 // streams that are passed on
+	running   atomic.Bool
+	relinked  atomic.Bool // a link came or went: for control to tell Config.Linked
+	drops     drops
+	links     atomic.Pointer[map[id.PeerID]*Link] // copied on each change
+	jobs      chan job                            // handshake messages, for control
+	wake      chan struct{}                       // buffered: tick now
+	inbound   *inbound
+	callbacks *callbacks
+	calling   atomic.Int32 // streams that we open for others
+	trains    sync.Pool    // of *relayTrain
+	relayed   relayedCounters
+	passing   atomic.Int32 // streams that are passed on
 
 	table table // see there
 
@@ -74,22 +76,26 @@ func New(cfg Config) (*Transport, error) {
 	if cfg.tune.wrapConn != nil {
 		conn = cfg.tune.wrapConn(conn)
 	}
+	if cfg.tune.wrapTCP != nil {
+		tcp = cfg.tune.wrapTCP(tcp)
+	}
 	t := &Transport{
-		cfg:      cfg,
-		keys:     *cfg.tune.keys,
-		log:      cfg.Log,
-		epoch:    time.Now(),
-		conn:     conn,
-		tcp:      tcp,
-		port:     port,
-		closed:   make(chan struct{}),
-		jobs:     make(chan job, maxJobs),
-		wake:     make(chan struct{}, 1),
-		inbound:  newInbound(),
-		peers:    map[id.PeerID]*peer{},
-		attempts: map[uint32]*attempt{},
-		pendings: newPendings(),
-		refusals: refusals{},
+		cfg:       cfg,
+		keys:      *cfg.tune.keys,
+		log:       cfg.Log,
+		epoch:     time.Now(),
+		conn:      conn,
+		tcp:       tcp,
+		port:      port,
+		closed:    make(chan struct{}),
+		jobs:      make(chan job, maxJobs),
+		wake:      make(chan struct{}, 1),
+		inbound:   newInbound(),
+		callbacks: newCallbacks(),
+		peers:     map[id.PeerID]*peer{},
+		attempts:  map[uint32]*attempt{},
+		pendings:  newPendings(),
+		refusals:  refusals{},
 	}
 	t.links.Store(&map[id.PeerID]*Link{})
 	t.trains.New = func() any { return newRelayTrain() }

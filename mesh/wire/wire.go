@@ -121,6 +121,7 @@ const (
 	KindRecords   Kind = 6 // delta of a replica, pushed to peers at once
 	KindReport    Kind = 7 // what was heard last on the fast path, see package beat
 	KindRelay     Kind = 8 // RelayHeader and a datagram for another peer
+	KindCallback  Kind = 9 // asks for a stream of kind StreamCallback with this number of 8 bytes
 )
 
 // AppendItem appends an item to dst. The body may be at most 65535 bytes.
@@ -247,8 +248,9 @@ type StreamKind uint8
 
 // Kinds of streams.
 const (
-	StreamGossip StreamKind = 1 // memberlist's push/pull
-	StreamSync   StreamKind = 2 // the missing parts of a replica
-	StreamAsk    StreamKind = 3 // one request to a peer's allocator, one answer
-	StreamRelay  StreamKind = 4 // RelayHeader, then a stream of its own between two peers
+	StreamGossip   StreamKind = 1 // memberlist's push/pull
+	StreamSync     StreamKind = 2 // the missing parts of a replica
+	StreamAsk      StreamKind = 3 // one request to a peer's allocator, one answer
+	StreamRelay    StreamKind = 4 // RelayHeader, then a stream of its own between two peers
+	StreamCallback StreamKind = 5 // a number that was asked for, then the asker's stream, of another kind
 )
