@@ -154,6 +154,8 @@ func (t *Transport) dispatch(peer id.PeerID, kind wire.StreamKind, s *stream) {
 		t.relayStream(s)
 	case wire.StreamCallback:
 		t.calledBack(peer, s)
+	case wire.StreamDatagrams:
+		t.runPipe(s, peer)
 	default:
 		t.deliver(peer, kind, s)
 	}

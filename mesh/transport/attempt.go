@@ -232,18 +232,63 @@ func (t *Transport) connect(ctx context.Context, addr netip.AddrPort) (id.PeerID
 		return id.PeerID{}, err
 	}
 	t.kick() // control may be in no hurry
-	select {
-	case err = <-a.done:
-	case <-ctx.Done():
-		err = fmt.Errorf("%w: %w", ErrNoAnswer, ctx.Err())
-		t.abandon(a, err)
-	case <-t.closed:
-		err = ErrClosed
+	byPipe, cancel := t.connectLater(ctx, addr)
+	defer cancel()
+	for {
+		select {
+		case err = <-a.done:
+			if err == nil {
+				return a.entry.link.id, nil
+			}
+			return id.PeerID{}, err
+		case r := <-byPipe:
+			if r.err != nil {
+				byPipe = nil
+				if wontDo(r.err) {
+					t.abandon(a, r.err)
+				}
+				continue
+			}
+			t.abandon(a, ErrNoAnswer)
+			return r.peer, nil
+		case <-ctx.Done():
+			err = fmt.Errorf("%w: %w", ErrNoAnswer, ctx.Err())
+			t.abandon(a, err)
+			return id.PeerID{}, err
+		case <-t.closed:
+			return id.PeerID{}, ErrClosed
+		}
 	}
-	if err != nil {
-		return id.PeerID{}, err
-	}
-	return a.entry.link.id, nil
+}
+
+// wontDo tells the errors that UDP would bring as well, if it were answered.
+func wontDo(err error) bool {
+	return errors.Is(err, handshake.ErrPassword) || errors.Is(err, handshake.ErrVersion) || errors.Is(err, handshake.ErrSelf)
+}
+
+type connected struct {
+	peer id.PeerID
+	err  error
+}
+
+// connectLater makes a session by a pipe, if UDP takes long. It is to be
+// cancelled, which waits for it.
+func (t *Transport) connectLater(ctx context.Context, addr netip.AddrPort) (result <-chan connected, cancel func()) {
+	ctx, stop := context.WithCancel(ctx)
+	out, ended := make(chan connected, 1), make(chan struct{})
+	go func() {
+		defer close(ended)
+		select {
+		case <-time.After(pipeAfter):
+		case <-ctx.Done():
+			return
+		case <-t.closed:
+			return
+		}
+		p, err := t.connectPipe(ctx, addr)
+		out <- connected{p, err}
+	}()
+	return out, func() { stop(); <-ended }
 }
 
 // abandon ends an attempt whose caller waits no more; one that was answered

@@ -130,7 +130,7 @@ func (t *Transport) dialAddrs(p id.PeerID) (hops []hop) {
 	for _, a := range peer.candidates {
 		hops = append(hops, direct(a))
 	}
-	if path := peer.path.Load(); path != nil && path.direct() {
+	if path := peer.path.Load(); path != nil && path.udp() {
 		hops = slices.DeleteFunc(hops, func(h hop) bool { return h == *path })
 		hops = slices.Insert(hops, 0, *path)
 	}
@@ -145,7 +145,7 @@ func (t *Transport) dial(ctx context.Context, p id.PeerID, by hop, kind wire.Str
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	s, err := t.openStream(c, p, by, kind)
+	s, _, err := t.openStream(c, p, by, kind)
 	if !stop() && err == nil {
 		err = context.Cause(ctx)
 	}
@@ -157,7 +157,7 @@ func (t *Transport) dial(ctx context.Context, p id.PeerID, by hop, kind wire.Str
 
 // dialBare opens what the handshake of a stream then goes through.
 func (t *Transport) dialBare(ctx context.Context, by hop) (net.Conn, error) {
-	if by.direct() {
+	if by.udp() {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", by.addr.String())
 	}
 	next := t.next(by.peer)
@@ -167,38 +167,39 @@ func (t *Transport) dialBare(ctx context.Context, by hop) (net.Conn, error) {
 	return t.dialOnward(ctx, next, wire.RelayHeader{Hops: maxHops - 1, To: by.peer, From: t.cfg.Identity.ID})
 }
 
-// openStream is the initiator's half of a stream's handshake.
-func (t *Transport) openStream(c net.Conn, p id.PeerID, by hop, kind wire.StreamKind) (*stream, error) {
+// openStream is the initiator's half of a stream's handshake, with that peer, or
+// with whoever answers if it is zero. It returns who did.
+func (t *Transport) openStream(c net.Conn, p id.PeerID, by hop, kind wire.StreamKind) (*stream, id.PeerID, error) {
 	m, msg1, err := handshake.Initiate(handshake.Config{
 		Identity: t.cfg.Identity, Keys: t.keys, Medium: handshake.Stream, Want: p,
 	})
 	if err != nil {
-		return nil, err
+		return nil, p, err
 	}
 	if err := writeMessage(c, msg1); err != nil {
-		return nil, err
+		return nil, p, err
 	}
 	msg2, err := readMessage(c)
 	if err != nil {
-		return nil, err
+		return nil, p, err
 	}
 	if _, reason, err := handshake.ParseReject(msg2); err == nil {
 		t.refuse(by.host(), true, reason)
-		return nil, reason
+		return nil, p, reason
 	}
 	msg3, res, err := m.Answer(msg2, t.cfg.hello(by.addr, t.port))
 	if err != nil {
-		return nil, err
+		return nil, p, err
 	}
 	s, err := newStream(c, &res.Send, &res.Receive, res.AES)
 	if err != nil {
-		return nil, err
+		return nil, p, err
 	}
 	if err := writeMessage(c, msg3); err != nil {
-		return nil, err
+		return nil, p, err
 	}
 	_, err = s.Write([]byte{byte(kind)})
-	return s, err
+	return s, res.Peer, err
 }
 
 // writeMessage frames a handshake message: its length in two bytes, and it.

@@ -6,24 +6,42 @@ import (
 	"weave/mesh/id"
 )
 
-// hop is where a datagram goes to or came from: an address of the underlay, or,
-// without one, a peer to or from which others pass it on.
+// hop is where a datagram goes to or came from: an address of the underlay, a pipe,
+// or else a peer to or from which others pass it on.
 type hop struct {
-	addr netip.AddrPort
-	peer id.PeerID // if addr is not valid
+	addr netip.AddrPort // by UDP
+	pipe *pipe
+	peer id.PeerID // if there is neither
 }
 
 func direct(a netip.AddrPort) hop { return hop{addr: a} }
 
 func relayed(p id.PeerID) hop { return hop{peer: p} }
 
-func (h hop) direct() bool { return h.addr.IsValid() }
+func (h hop) udp() bool { return h.addr.IsValid() }
+
+// direct tells that no other peer is on the way.
+func (h hop) direct() bool { return h.udp() || h.pipe != nil }
+
+// rank is the larger the better.
+func (h hop) rank() int {
+	switch {
+	case h.udp():
+		return 2
+	case h.pipe != nil:
+		return 1
+	}
+	return 0
+}
 
 // host is what to count by who is behind a hop: its address, or for a peer behind
 // relays one that follows from its ID, a unique local one.
 func (h hop) host() netip.Addr {
-	if h.direct() {
+	switch {
+	case h.udp():
 		return h.addr.Addr()
+	case h.pipe != nil:
+		return h.pipe.remote.Addr()
 	}
 	a := [16]byte{0xfd}
 	copy(a[1:], h.peer[:])
@@ -31,8 +49,11 @@ func (h hop) host() netip.Addr {
 }
 
 func (h hop) String() string {
-	if h.direct() {
+	switch {
+	case h.udp():
 		return h.addr.String()
+	case h.pipe != nil:
+		return "TCP"
 	}
 	return "relays to " + h.peer.Short()
 }

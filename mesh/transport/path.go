@@ -80,14 +80,13 @@ func (t *Transport) Direct() []id.PeerID {
 // reachedBy takes note of a handshake, which went to and fro by a hop; the caller
 // has mu. That a direct path works only our own pings tell, once there is one.
 func (t *Transport) reachedBy(p *peer, by hop, now time.Time) {
-	if !by.direct() {
-		if !p.up.Load() {
-			p.path.Store(&by)
-		}
-		return
+	if path := p.path.Load(); path != nil && p.up.Load() && path.rank() > by.rank() {
+		return // they have a reason, but that is for our own pings to tell
 	}
 	p.path.Store(&by)
-	t.proof(&p.Link, t.since(now))
+	if by.direct() {
+		t.proof(&p.Link, t.since(now))
+	}
 }
 
 // proof notes that the path, which is direct, works both ways. The caller has mu,
@@ -124,17 +123,32 @@ func (t *Transport) observe(p *peer, now time.Time) {
 		t.lost(p)
 		t.log.WithField("peer", p.id.Short()).Debug("no direct way to the peer any more")
 	}
-	if !p.up.Load() {
-		if path := p.path.Load(); path.direct() && t.next(p.id) != nil {
-			by := relayed(p.id)
-			p.path.Store(&by)
+	path := p.path.Load()
+	if !p.up.Load() && path.direct() {
+		if by, ok := t.wayRound(p); ok && by != *path {
+			path = &by
+			p.path.Store(path)
 			p.nextPing = now
 		}
+	}
+	if !p.up.Load() || !path.udp() {
 		t.knock(p, now)
 	}
 	if !now.Before(p.nextPing) {
 		t.ping(p, now)
 	}
+}
+
+// wayRound is where datagrams go while there is no direct way that works: relays if
+// there are any, or a pipe, which will prove itself soon.
+func (t *Transport) wayRound(p *peer) (hop, bool) {
+	switch {
+	case t.next(p.id) != nil:
+		return relayed(p.id), true
+	case len(p.pipes) > 0:
+		return hop{pipe: p.pipes[0]}, true
+	}
+	return hop{}, false
 }
 
 // attend decides how closely to watch.
@@ -192,12 +206,22 @@ func (t *Transport) knock(p *peer, now time.Time) {
 	}
 	k.wait = min(max(2*k.wait, probeFirst), probeLast)
 	k.next = now.Add(k.wait*3/4 + rand.N(k.wait/2+1))
-	path := p.path.Load()
-	for _, a := range p.candidates {
-		if to := direct(a); *path != to { // that one is pinged anyway
+	for _, to := range p.doors() {
+		if to != *p.path.Load() { // that one is pinged anyway
 			_ = p.transmitTo(wire.KindPing, t.pingBody(now), to)
 		}
 	}
+}
+
+// doors are the direct ways to a peer that there may be.
+func (p *peer) doors() (hops []hop) {
+	for _, a := range p.candidates {
+		hops = append(hops, direct(a))
+	}
+	for _, x := range p.pipes {
+		hops = append(hops, hop{pipe: x})
+	}
+	return hops
 }
 
 // strayed takes note of an authentic datagram that came by another way than the
@@ -205,11 +229,11 @@ func (t *Transport) knock(p *peer, now time.Time) {
 func (r *receiver) strayed(l *Link, path *hop) {
 	from := r.from
 	switch {
-	case path != nil && !from.direct():
+	case path == nil || path.rank() == from.rank(): // it moved
+		l.path.Store(&from)
+	case path.rank() > from.rank(): // they have a reason
 		l.use()
 		r.t.doubt(l, r.now)
-	case path == nil || path.direct(): // it moved
-		l.path.Store(&from)
 	default: // it knocks
 		if r.t.since(r.now)-r.knocked >= int64(strayProbe) {
 			r.knocked = r.t.since(r.now)
@@ -246,8 +270,8 @@ func (r *receiver) ponged(l *Link, body []byte) {
 	}
 	switch {
 	case r.from == *path:
-	case r.from.direct() && (!path.direct() || !l.up.Load()):
-		t.shorten(l, r.from)
+	case r.from.rank() > path.rank(), r.from.direct() && !l.up.Load():
+		t.improve(l, r.from)
 	default:
 		return
 	}
@@ -283,8 +307,8 @@ func (t *Transport) Seen() []netip.AddrPort {
 	return slices.Compact(out)
 }
 
-// shorten makes a path direct.
-func (t *Transport) shorten(l *Link, by hop) {
+// improve takes a better path.
+func (t *Transport) improve(l *Link, by hop) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l.path.Store(&by)

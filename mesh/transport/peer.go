@@ -23,7 +23,11 @@ type peer struct {
 	wait     time.Duration // until the try after the next
 	nextPing time.Time
 	watch    watch
-	lastErr  error // of the last attempt; nil after success
+	pipes    []*pipe       // the newest first
+	dark     time.Time     // since when there is no way by UDP; zero: there is
+	nextPipe time.Time     // when one is to be opened, if need be
+	pipeWait time.Duration // until the one after the next
+	lastErr  error         // of the last attempt; nil after success
 	nickname string
 }
 
@@ -211,12 +215,10 @@ func (p *peer) targets(now time.Time, first bool) []hop {
 		return []hop{*path}
 	}
 	var to []hop
-	if path != nil && path.direct() && !slices.Contains(p.candidates, path.addr) {
+	if path != nil && path.udp() && !slices.Contains(p.candidates, path.addr) {
 		to = append(to, *path)
 	}
-	for _, a := range p.candidates {
-		to = append(to, direct(a))
-	}
+	to = append(to, p.doors()...)
 	if p.t.next(p.id) != nil && (!first || len(to) == 0) {
 		to = append(to, relayed(p.id))
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync"
 	"time"
 
 	"weave/mesh/handshake"
@@ -19,13 +20,14 @@ const (
 	trainRoom = 64 << 10
 )
 
-// receiver is the state of the receive goroutine.
+// receiver is what all that receive share: the receive goroutine, and one for each
+// pipe. One at a time has it, for a batch.
 type receiver struct {
 	t       *Transport
-	trains  []udp.Train
-	now     time.Time // of the batch
-	from    hop       // of the datagram
-	came    came      // of the train
+	mu      sync.Mutex // guards what follows
+	now     time.Time  // of the batch
+	from    hop        // of the datagram
+	came    came       // of the train
 	onward  *relayTrain
 	knocked int64 // when we last answered a peer that knocks; nanoseconds since epoch
 	scratch [wire.HeaderLen + wire.ItemHeaderLen + maxPing + wire.AddrLen + wire.TagLen]byte
@@ -50,39 +52,50 @@ const maxPing = 64
 func newReceiver(t *Transport) *receiver {
 	r := &receiver{
 		t:          t,
-		trains:     make([]udp.Train, batch),
 		onward:     newRelayTrain(),
 		handshakes: newLimiter(2000, 100, 200),
 		rejects:    newLimiter(50, 2, 10),
 		hints:      newLimiter(50, 2, 10),
-	}
-	for i := range r.trains {
-		r.trains[i].Buf = make([]byte, trainRoom)
 	}
 	return r
 }
 
 // receive is the data path from the socket to the handlers, run to completion.
 func (t *Transport) receive(ctx context.Context) error {
-	r := newReceiver(t)
+	trains := make([]udp.Train, batch)
+	for i := range trains {
+		trains[i].Buf = make([]byte, trainRoom)
+	}
 	for {
-		n, err := t.conn.ReadBatch(r.trains)
+		n, err := t.conn.ReadBatch(trains)
 		if err != nil {
 			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 				return nil
 			}
 			return fmt.Errorf("receive: %w", err)
 		}
-		r.now = time.Now()
-		for i := range r.trains[:n] {
-			r.train(&r.trains[i])
-		}
-		if r.onward.send() != nil {
-			t.drops.add(dropSend)
-		}
-		if t.cfg.Frames != nil {
-			t.cfg.Frames.Flush()
-		}
+		t.receiver.batch(trains[:n])
+	}
+}
+
+// batch takes what came from the socket at once.
+func (r *receiver) batch(trains []udp.Train) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.now = time.Now()
+	for i := range trains {
+		r.train(&trains[i])
+	}
+	r.flush()
+}
+
+// flush sends on and writes what was gathered of a batch.
+func (r *receiver) flush() {
+	if r.onward.send() != nil {
+		r.t.drops.add(dropSend)
+	}
+	if r.t.cfg.Frames != nil {
+		r.t.cfg.Frames.Flush()
 	}
 }
 

@@ -28,8 +28,11 @@ var ErrNoRoute = errors.New("no way to the peer")
 // send sends datagrams that stand one after the other in buf, each size bytes
 // long, the last maybe shorter.
 func (t *Transport) send(buf []byte, size int, to hop) error {
-	if to.direct() {
+	switch {
+	case to.udp():
 		return t.conn.Write(buf, size, to.addr)
+	case to.pipe != nil:
+		return to.pipe.send(buf, size)
 	}
 	next := t.next(to.peer)
 	if next == nil {

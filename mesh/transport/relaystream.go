@@ -77,7 +77,8 @@ func (t *Transport) acceptRelayed(s *stream, h wire.RelayHeader) error {
 	if err != nil {
 		return err
 	}
-	if kind == wire.StreamRelay || kind == wire.StreamCallback {
+	switch kind {
+	case wire.StreamRelay, wire.StreamCallback, wire.StreamDatagrams:
 		return errors.Join(errRelayed, inner.Close())
 	}
 	t.deliver(peer, kind, inner)

@@ -22,6 +22,7 @@ type PeerStatus struct {
 	State       string           `json:"state"`
 	Addr        netip.AddrPort   `json:"addr,omitzero"`     // in use; none where it is reached through others
 	Relayed     bool             `json:"relayed,omitempty"` // it is
+	TCP         bool             `json:"tcp,omitempty"`     // it is reached by TCP, because not by UDP
 	Candidates  []netip.AddrPort `json:"candidates"`
 	SeenAt      netip.AddrPort   `json:"seen_at,omitzero"` // where the peer sees us
 	Cipher      string           `json:"cipher,omitempty"`
@@ -64,7 +65,10 @@ func (p *peer) status(now time.Time) PeerStatus {
 		s.SeenAt = *seen
 	}
 	if path := p.path.Load(); path != nil {
-		s.Addr, s.Relayed = path.addr, !path.direct()
+		s.Addr, s.Relayed, s.TCP = path.addr, !path.direct(), path.pipe != nil
+		if s.TCP {
+			s.Addr = path.pipe.remote
+		}
 		s.LastHeard = p.t.epoch.Add(time.Duration(p.heard.Load()))
 	}
 	if e := p.current.Load(); e != nil {

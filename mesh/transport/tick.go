@@ -45,6 +45,7 @@ func (t *Transport) tickAttempt(a *attempt, now time.Time) {
 // tickPeer reports whether it began a handshake.
 func (t *Transport) tickPeer(p *peer, now time.Time) bool {
 	t.expire(p, now)
+	t.seekPipe(p, now)
 	has := p.current.Load() != nil
 	if has {
 		t.observe(p, now)

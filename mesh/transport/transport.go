@@ -52,6 +52,8 @@ type Transport struct {
 
 	table table // see there
 
+	receiver *receiver // set by New
+
 	mu       sync.Mutex
 	peers    map[id.PeerID]*peer
 	attempts map[uint32]*attempt
@@ -59,6 +61,7 @@ type Transport struct {
 	refusals refusals
 	ups      []id.PeerID   // for control to tell Config.PeerUp
 	watching int           // links that are watched closely
+	opening  int           // pipes that are being opened
 	every    time.Duration // between control's ticks
 }
 
@@ -98,6 +101,7 @@ func New(cfg Config) (*Transport, error) {
 		refusals:  refusals{},
 	}
 	t.links.Store(&map[id.PeerID]*Link{})
+	t.receiver = newReceiver(t)
 	t.trains.New = func() any { return newRelayTrain() }
 	return t, nil
 }

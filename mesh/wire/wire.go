@@ -248,9 +248,10 @@ type StreamKind uint8
 
 // Kinds of streams.
 const (
-	StreamGossip   StreamKind = 1 // memberlist's push/pull
-	StreamSync     StreamKind = 2 // the missing parts of a replica
-	StreamAsk      StreamKind = 3 // one request to a peer's allocator, one answer
-	StreamRelay    StreamKind = 4 // RelayHeader, then a stream of its own between two peers
-	StreamCallback StreamKind = 5 // a number that was asked for, then the asker's stream, of another kind
+	StreamGossip    StreamKind = 1 // memberlist's push/pull
+	StreamSync      StreamKind = 2 // the missing parts of a replica
+	StreamAsk       StreamKind = 3 // one request to a peer's allocator, one answer
+	StreamRelay     StreamKind = 4 // RelayHeader, then a stream of its own between two peers
+	StreamDatagrams StreamKind = 6 // sealed datagrams where UDP is blocked, each behind its length of 2 bytes
+	StreamCallback  StreamKind = 5 // a number that was asked for, then the asker's stream, of another kind
 )

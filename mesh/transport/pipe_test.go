@@ -1,0 +1,201 @@
+package transport
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"weave/mesh/wire"
+)
+
+// blockUDP loses all that the nodes send by UDP, or nothing any more.
+func blockUDP(blocked bool, nodes ...*node) {
+	for _, n := range nodes {
+		n.wire.setLose(func([]byte) bool { return blocked })
+	}
+}
+
+func (n *node) pipesTo(other *node) int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p := n.peers[other.self]; p != nil {
+		return len(p.pipes)
+	}
+	return 0
+}
+
+// Where UDP is blocked from the start, hosts meet by TCP, and take UDP when it
+// gets through.
+func TestUDPBlocked(t *testing.T) {
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	blockUDP(true, a, b)
+	connect(t, a, b)
+	exchange(t, a, b)
+	if s := a.status(b.self); !s.TCP || s.Relayed || s.Addr != b.addr || s.State != StateUp {
+		t.Errorf("status %+v", s)
+	}
+	await(t, "link", func() bool { return len(a.Direct()) == 1 && len(b.Direct()) == 1 })
+	frame := wire.AppendItem(make([]byte, wire.HeaderLen), wire.KindFrame, append(make([]byte, wire.FrameHeaderLen), "a frame"...))
+	frame = append(frame, make([]byte, wire.TagLen)...)
+	if l := a.Link(b.self); l.Seal(frame, len(frame)) != nil || l.Send(frame, len(frame)) != nil {
+		t.Fatal("not sent")
+	}
+	await(t, "frame", func() bool {
+		frames, flushes := b.frames.got()
+		return len(frames) == 1 && frames[0] == "a frame" && flushes > 0
+	})
+	blockUDP(false, a, b)
+	await(t, "UDP to be taken", func() bool { return !a.status(b.self).TCP && !b.status(a.self).TCP })
+	exchange(t, a, b)
+}
+
+// A host that is looked for as a candidate is met by TCP, too.
+func TestUDPBlockedToCandidate(t *testing.T) {
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	blockUDP(true, a, b)
+	a.AddCandidates(b.self, b.addr)
+	await(t, "session", func() bool { return a.status(b.self).State == StateUp && b.status(a.self).State == StateUp })
+	exchange(t, a, b)
+}
+
+// UDP that is blocked later is left for TCP within 3 s.
+func TestUDPBlockedLater(t *testing.T) {
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	connect(t, a, b)
+	talk(t, a, b)
+	exchange(t, a, b)
+	blockUDP(true, a, b)
+	began := time.Now()
+	await(t, "TCP to be taken", func() bool { return a.status(b.self).TCP && b.status(a.self).TCP })
+	if took := time.Since(began); took > 3*time.Second {
+		t.Errorf("it took %s", took)
+	}
+	exchange(t, a, b)
+
+	// The connection is cut: another one is made.
+	a.mu.Lock()
+	for _, x := range a.peers[b.self].pipes {
+		_ = x.c.(*stream).Conn.Close()
+	}
+	a.mu.Unlock()
+	await(t, "other pipes", func() bool { return a.pipesTo(b) > 0 && a.status(b.self).TCP && b.status(a.self).TCP })
+	awaitExchange(t, a, b)
+}
+
+// A stranger's reasons are told by TCP as well.
+func TestUDPBlockedAndWrongPassword(t *testing.T) {
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.tune.keys = &wrongKeys })
+	blockUDP(true, a, b)
+	if _, err := a.Connect(within(t, 10*time.Second), b.addr); err == nil || !wontDo(err) {
+		t.Errorf("connect: %v", err)
+	}
+	if _, err := a.Connect(within(t, 10*time.Second), a.addr); !wontDo(err) {
+		t.Errorf("connect to itself: %v", err)
+	}
+}
+
+// What comes by a pipe is handled as it comes, in order, however it is cut.
+func TestPipeIsCutAnyhow(t *testing.T) {
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	connect(t, a, b)
+	c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	const count = 300
+	var all []byte
+	for i := range count {
+		d := wire.AppendItem(make([]byte, wire.HeaderLen), wire.KindGossip, fmt.Append(nil, i))
+		d = append(d, make([]byte, wire.TagLen)...)
+		if err := a.Link(b.self).Seal(d, len(d)); err != nil {
+			t.Fatal(err)
+		}
+		all = append(binary.BigEndian.AppendUint16(all, uint16(len(d))), d...)
+	}
+	for size := 1; len(all) > 0; size = size*3%1000 + 1 {
+		n := min(size, len(all))
+		if _, err := c.Write(all[:n]); err != nil {
+			t.Fatal(err)
+		}
+		all = all[n:]
+	}
+	for i := range count {
+		if got := take(t, "item", b.packets); got.body != fmt.Sprint(i) {
+			t.Fatalf("%q after %d items", got.body, i)
+		}
+	}
+}
+
+// Junk in a pipe is dropped, and disturbs nobody.
+func TestJunkInPipe(t *testing.T) {
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	connect(t, a, b)
+	for _, junk := range [][]byte{
+		make([]byte, 1000), // datagrams of no length
+		append([]byte{0xff, 0xff}, make([]byte, 0xffff)...),
+		append(append([]byte{0, 40}, make([]byte, 40)...), 0xff, 0xff, 1),
+	} {
+		c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := b.dropped(dropMalformed)
+		if _, err := c.Write(junk); err != nil {
+			t.Fatal(err)
+		}
+		await(t, "junk to be dropped", func() bool { return b.dropped(dropMalformed) > before })
+		_ = c.Close()
+	}
+	await(t, "pipes to end", func() bool { return b.pipesTo(a) == 0 })
+	exchange(t, a, b)
+}
+
+// A peer has a few pipes, the newest ones.
+func TestPipesAreFew(t *testing.T) {
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	connect(t, a, b)
+	var all []net.Conn
+	for range maxPipes + 2 {
+		c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		all = append(all, c)
+	}
+	for _, c := range all[:2] {
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF && err != io.ErrUnexpectedEOF {
+			t.Errorf("an old pipe reads %v", err)
+		}
+	}
+	await(t, "the others to stay", func() bool { return b.pipesTo(a) == maxPipes })
+}
+
+// What nobody takes is lost, and holds nobody up.
+func TestPipeIsFull(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	defer theirs.Close()
+	p := newPipe(ours, testIdentity(t).ID)
+	d := make([]byte, 10_000)
+	var err error
+	n := 0
+	for ; err == nil && n < 1000; n++ {
+		err = p.send(d, len(d))
+	}
+	if !errors.Is(err, ErrQueueFull) || n < 10 || n > pipeQueue/len(d)+1 {
+		t.Errorf("after %d: %v", n, err)
+	}
+	if b := p.take(nil); len(b) > pipeQueue || len(b) != (n-1)*(len(d)+lengthLen) {
+		t.Errorf("%d bytes are queued", len(b))
+	}
+	p.end()
+	if err := p.send(d, len(d)); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after the end: %v", err)
+	}
+}
