@@ -41,7 +41,7 @@ func newLab(t *testing.T) *Lab {
 	return lab
 }
 
-func addHost(t *testing.T, lab *Lab, n int) *Host {
+func addHost(t *testing.T, lab interface{ AddHost(int) (*Host, error) }, n int) *Host {
 	t.Helper()
 	h, err := lab.AddHost(n)
 	if err != nil {
