@@ -175,11 +175,11 @@ func (h *fastHost) answer(words ...string) string {
 // hostStatus is what a host tells of itself.
 type hostStatus struct {
 	Peers []struct {
-		Alive, Fast, Up, Relayed bool
-		Name, Why, Addr          string
-		Hops                     int
-		Sent                     uint64 // bytes
-		Candidates               []netip.AddrPort
+		Alive, Fast, Up, Relayed, TCP bool
+		Name, Why, Addr               string
+		Hops                          int
+		Sent                          uint64 // bytes
+		Candidates                    []netip.AddrPort
 	}
 	NAT      NAT
 	Dropped  map[string]uint64
@@ -405,11 +405,11 @@ func serve(n *Node, run func(), words []string) (string, error) {
 
 func (n *Node) report() any {
 	type peer struct {
-		Alive, Fast, Up, Relayed bool
-		Name, Why, Addr          string
-		Hops                     int
-		Sent                     uint64 // bytes
-		Candidates               []netip.AddrPort
+		Alive, Fast, Up, Relayed, TCP bool
+		Name, Why, Addr               string
+		Hops                          int
+		Sent                          uint64 // bytes
+		Candidates                    []netip.AddrPort
 	}
 	type segment struct {
 		VNI      uint32
@@ -424,7 +424,7 @@ func (n *Node) report() any {
 	}{NAT: n.NAT(), Dropped: n.Dropped(), Segments: map[string]segment{}}
 	for _, p := range n.Peers() {
 		out.Peers = append(out.Peers, peer{
-			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Nickname, p.FastWhy, p.Path.Addr.String(),
+			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Path.TCP, p.Nickname, p.FastWhy, p.Path.Addr.String(),
 			p.Route.Hops, p.Path.TxBytes, p.Path.Candidates,
 		})
 	}

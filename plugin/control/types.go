@@ -107,6 +107,7 @@ type Carrier string
 const (
 	VXLAN  Carrier = "VXLAN"      // the kernel's, not encrypted
 	Sealed Carrier = "sealed UDP" // the plugin's, encrypted
+	TCP    Carrier = "sealed TCP" // the same over TCP, where UDP is blocked
 	Relay  Carrier = "relay"      // the same, passed on by other hosts, which cannot read it
 )
 

@@ -159,6 +159,7 @@ func TestFramesStatus(t *testing.T) {
 		{mesh.Peer{Alive: true, Path: up, Fast: true}, control.VXLAN, ""},
 		{mesh.Peer{Alive: true, Path: up, FastWhy: "blocked"}, control.Sealed, "blocked"},
 		{mesh.Peer{Path: up, Fast: true, FastWhy: "blocked"}, "", ""},
+		{mesh.Peer{Alive: true, Path: transport.PeerStatus{State: transport.StateUp, TCP: true}}, control.TCP, ""},
 		{mesh.Peer{Alive: true, Path: relayed, Route: mesh.Route{Hops: 3}}, control.Relay, ""},
 	} {
 		if got := peerStatus(c.x); got.Frames != c.want || got.FramesWhy != c.why {

@@ -115,6 +115,8 @@ func peerStatus(x mesh.Peer) control.Peer {
 		switch {
 		case x.Fast:
 			out.Frames = control.VXLAN
+		case x.Path.TCP:
+			out.Path, out.Frames = "direct TCP", control.TCP
 		case x.Path.Relayed:
 			out.Path, out.Hops, out.Frames = "relay", x.Route.Hops, control.Relay
 		}

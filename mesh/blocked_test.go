@@ -1,0 +1,56 @@
+package mesh
+
+import (
+	"testing"
+	"time"
+
+	"weave/test/netlab"
+)
+
+// byTCP tells whether a host reaches another by TCP.
+func (h *fastHost) byTCP(other *fastHost) bool {
+	for _, p := range h.status().Peers {
+		if p.Name == other.Name() {
+			return p.Up && p.Alive && p.TCP
+		}
+	}
+	return false
+}
+
+// TestUDPIsBlocked holds that a host from which no UDP gets out is a full member all
+// the same, by TCP, and takes UDP when it gets through; and that what is blocked later is
+// left within 3 s.
+func TestUDPIsBlocked(t *testing.T) {
+	t.Parallel()
+	l := newHardLab(t)
+	var hosts []*netlab.Host
+	for i := range 3 {
+		h, err := l.net.AddHost(i + 1)
+		must(t, err)
+		hosts = append(hosts, h)
+	}
+	must(t, hosts[0].SetFilter(netlab.Filter{UDP: true}))
+	l.start(hosts[1])
+	l.start(hosts[2], hosts[1].IP4())
+	l.start(hosts[0], hosts[1].IP4())
+	blocked := l.hosts[2]
+	l.awaitHops(l.hosts, func(i, j int) int { return 1 })
+	for _, h := range l.hosts[:2] {
+		await(t, "TCP to be taken", func() bool { return blocked.byTCP(h) && h.byTCP(blocked) })
+	}
+	l.everybody("blocked")
+	l.boxes[2].bulk(l.boxes[0])
+	for _, c := range l.boxes {
+		c.udpEcho()
+	}
+	s := l.boxes[2].talk(l.boxes[0])
+	must(t, hosts[0].SetFilter(netlab.Filter{}))
+	await(t, "UDP to be taken", func() bool { return !blocked.byTCP(l.hosts[0]) && !l.hosts[0].byTCP(blocked) })
+	s.awaitAnswers(t, 10)
+	gap := l.boxes[2].outage(l.boxes[0], func() { must(t, hosts[0].SetFilter(netlab.Filter{UDP: true})) })
+	t.Logf("blocked later: without answers for %s", gap)
+	if gap > 3*time.Second {
+		t.Errorf("blocked later: without answers for %s", gap)
+	}
+	s.end(t)
+}
