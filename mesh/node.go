@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"sync"
 	"time"
 
@@ -57,8 +58,11 @@ type Config struct {
 	// VXLANPort is the UDP port of the fast path, the same on all hosts; 0 for
 	// none. It counts only if there is no password.
 	VXLANPort uint16
-	Store     Store
-	Log       *logrus.Entry
+	// TCPPort and Proxy are for hosts behind firewalls; see transport.Config.
+	TCPPort uint16
+	Proxy   *url.URL
+	Store   Store
+	Log     *logrus.Entry
 
 	// Replicas are spread beside the Node's own records, by name.
 	Replicas map[string]Replica
@@ -170,6 +174,7 @@ func (n *Node) transportConfig(incarnation uint64) transport.Config {
 	return transport.Config{
 		Identity: n.cfg.Identity, Password: n.cfg.Password, Nickname: n.cfg.Nickname,
 		Incarnation: incarnation, Listen: n.cfg.Listen, Advertise: n.cfg.Advertise, Log: n.log,
+		TCPPort: n.cfg.TCPPort, Proxy: n.cfg.Proxy,
 		Packet: n.packet,
 		Frames: n.tunnel,
 		Stream: n.stream,

@@ -107,9 +107,9 @@ func (in *inbound) wait() { in.handlers.Wait() }
 // descriptors.
 const acceptRetry = 100 * time.Millisecond
 
-func (t *Transport) accept(ctx context.Context) error {
+func (t *Transport) accept(ctx context.Context, l net.Listener) error {
 	for {
-		c, err := t.tcp.Accept()
+		c, err := l.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return nil
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"runtime/debug"
 	"time"
 
@@ -45,6 +46,12 @@ type Config struct {
 	Listen      netip.AddrPort // UDP and TCP; port 0 takes a free one
 	Advertise   netip.Addr     // underlay address that peers are told to use; may be zero
 	Log         *logrus.Entry  // required
+
+	// TCPPort is a further port for TCP, on which peers are tried as well; 0 for
+	// none. Proxy is an HTTP proxy that streams go through where they do not get
+	// through without; nil for none.
+	TCPPort uint16
+	Proxy   *url.URL
 
 	// Packet takes small items, of any kind but frames, pings and keepalives. It
 	// is called from the receive goroutine and must not block; body is valid

@@ -52,51 +52,15 @@ func (t *Transport) Dial(ctx context.Context, p id.PeerID, kind wire.StreamKind)
 // dialNear opens a stream to a peer without relays: we dial it, and if that takes
 // long, it dials us; who is first.
 func (t *Transport) dialNear(ctx context.Context, l *Link, kind wire.StreamKind) (net.Conn, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	type result struct {
-		c   net.Conn
-		err error
-	}
-	results, ours := make(chan result), make(chan struct{})
-	go func() {
-		c, err := t.dialDirect(ctx, l.id, kind)
-		if err != nil {
-			close(ours) // the peer is asked at once
-		}
-		results <- result{c, err}
-	}()
-	go func() {
-		select {
-		case <-ours:
-		case <-time.After(callbackAfter):
-		case <-ctx.Done():
-		}
-		c, err := t.askBack(ctx, l, kind)
-		if err != nil {
-			results <- result{nil, err} // no nil *stream in an interface
-			return
-		}
-		results <- result{c, nil}
-	}()
-	var got net.Conn
-	var errs []error
-	for range 2 {
-		r := <-results
-		switch {
-		case r.err != nil:
-			errs = append(errs, r.err)
-		case got != nil:
-			_ = r.c.Close() // too late
-		default:
-			got = r.c
-			cancel()
-		}
-	}
-	if got == nil {
-		return nil, errors.Join(errs...)
-	}
-	return got, nil
+	return race(ctx, callbackAfter,
+		func(ctx context.Context) (net.Conn, error) { return t.dialDirect(ctx, l.id, kind) },
+		func(ctx context.Context) (net.Conn, error) {
+			s, err := t.askBack(ctx, l, kind)
+			if err != nil {
+				return nil, err // no nil *stream in an interface
+			}
+			return s, nil
+		})
 }
 
 // dialDirect opens a stream to a peer at one of its addresses.
@@ -137,69 +101,79 @@ func (t *Transport) dialAddrs(p id.PeerID) (hops []hop) {
 	return hops
 }
 
+// dial opens a stream by a hop, with that peer, or with whoever answers if it is
+// zero. What it returns is a *stream.
 func (t *Transport) dial(ctx context.Context, p id.PeerID, by hop, kind wire.StreamKind) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	c, err := t.dialBare(ctx, by)
-	if err != nil {
-		return nil, err
+	opens := []opener{func(ctx context.Context) (net.Conn, error) { return t.dialRelay(ctx, by.peer) }}
+	if by.udp() {
+		opens = t.tcpWays(by.addr)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	s, _, err := t.openStream(c, p, by, kind)
-	if !stop() && err == nil {
-		err = context.Cause(ctx)
+	var ways []opener
+	for _, open := range opens {
+		ways = append(ways, func(ctx context.Context) (net.Conn, error) {
+			c, err := open(ctx)
+			if err != nil {
+				return nil, err
+			}
+			stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
+			s, err := t.openStream(c, p, by, kind)
+			if !stop() {
+				err = errors.Join(context.Cause(ctx), err)
+			}
+			if err != nil {
+				return nil, errors.Join(err, c.Close())
+			}
+			return s, nil
+		})
 	}
-	if err != nil {
-		return nil, errors.Join(err, c.Close())
-	}
-	return s, nil
+	return race(ctx, dialStagger, ways...)
 }
 
-// dialBare opens what the handshake of a stream then goes through.
-func (t *Transport) dialBare(ctx context.Context, by hop) (net.Conn, error) {
-	if by.udp() {
-		return (&net.Dialer{}).DialContext(ctx, "tcp", by.addr.String())
-	}
-	next := t.next(by.peer)
+// dialRelay opens what the handshake of a stream to a peer behind relays goes
+// through.
+func (t *Transport) dialRelay(ctx context.Context, p id.PeerID) (net.Conn, error) {
+	next := t.next(p)
 	if next == nil {
 		return nil, ErrNoRoute
 	}
-	return t.dialOnward(ctx, next, wire.RelayHeader{Hops: maxHops - 1, To: by.peer, From: t.cfg.Identity.ID})
+	return t.dialOnward(ctx, next, wire.RelayHeader{Hops: maxHops - 1, To: p, From: t.cfg.Identity.ID})
 }
 
-// openStream is the initiator's half of a stream's handshake, with that peer, or
-// with whoever answers if it is zero. It returns who did.
-func (t *Transport) openStream(c net.Conn, p id.PeerID, by hop, kind wire.StreamKind) (*stream, id.PeerID, error) {
+// openStream is the initiator's half of a stream's handshake.
+func (t *Transport) openStream(c net.Conn, p id.PeerID, by hop, kind wire.StreamKind) (*stream, error) {
 	m, msg1, err := handshake.Initiate(handshake.Config{
 		Identity: t.cfg.Identity, Keys: t.keys, Medium: handshake.Stream, Want: p,
 	})
 	if err != nil {
-		return nil, p, err
+		return nil, err
 	}
 	if err := writeMessage(c, msg1); err != nil {
-		return nil, p, err
+		return nil, err
 	}
 	msg2, err := readMessage(c)
 	if err != nil {
-		return nil, p, err
+		return nil, err
 	}
 	if _, reason, err := handshake.ParseReject(msg2); err == nil {
 		t.refuse(by.host(), true, reason)
-		return nil, p, reason
+		return nil, reason
 	}
 	msg3, res, err := m.Answer(msg2, t.cfg.hello(by.addr, t.port))
 	if err != nil {
-		return nil, p, err
+		return nil, err
 	}
 	s, err := newStream(c, &res.Send, &res.Receive, res.AES)
 	if err != nil {
-		return nil, p, err
+		return nil, err
 	}
 	if err := writeMessage(c, msg3); err != nil {
-		return nil, p, err
+		return nil, err
 	}
+	s.peer = res.Peer
 	_, err = s.Write([]byte{byte(kind)})
-	return s, res.Peer, err
+	return s, err
 }
 
 // writeMessage frames a handshake message: its length in two bytes, and it.

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -293,21 +292,12 @@ func (t *Transport) startPipe(c net.Conn, p id.PeerID) {
 
 // connectPipe is connect by a pipe.
 func (t *Transport) connectPipe(ctx context.Context, addr netip.AddrPort) (id.PeerID, error) {
-	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	c, err := t.dialBare(dialing, direct(addr))
+	c, err := t.dial(ctx, id.PeerID{}, direct(addr), wire.StreamDatagrams)
 	if err != nil {
 		return id.PeerID{}, err
 	}
-	stop := context.AfterFunc(dialing, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	s, peer, err := t.openStream(c, id.PeerID{}, direct(addr), wire.StreamDatagrams)
-	if !stop() && err == nil {
-		err = context.Cause(dialing)
-	}
-	if err != nil {
-		return id.PeerID{}, errors.Join(err, c.Close())
-	}
-	t.startPipe(s, peer)
+	peer := c.(*stream).peer
+	t.startPipe(c, peer)
 	t.AddCandidates(peer, addr)
 	return peer, t.awaitSession(ctx, peer)
 }

@@ -245,6 +245,8 @@ func TestDeadLinkIsLeft(t *testing.T) {
 	for name, both := range map[string]bool{"cut": true, "one way cut": false} {
 		t.Run(name, func(t *testing.T) {
 			a, b, _ := triangle(t)
+			a.undiallable() // else TCP would do
+			b.undiallable()
 			talk(t, a, b)
 			exchange(t, a, b)
 			if s := a.status(b.self); s.Relayed {
@@ -271,6 +273,8 @@ func TestNoOtherWay(t *testing.T) {
 	told := make(chan struct{}, 100)
 	a := start(t, "127.0.0.1", func(c *Config) { c.Linked = func() { told <- struct{}{} } })
 	b := start(t, "127.0.0.2")
+	a.undiallable()
+	b.undiallable()
 	connect(t, a, b)
 	for len(a.Direct()) == 0 {
 		take(t, "news of a link", told)

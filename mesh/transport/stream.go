@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"weave/mesh/id"
 	"weave/mesh/session"
 	"weave/mesh/wire"
 )
@@ -34,6 +35,7 @@ var errRecord = errors.New("stream: forged or damaged record")
 // After a Write failed half-way, by its deadline too, every other one fails.
 type stream struct {
 	net.Conn
+	peer    id.PeerID // at the other end, of a stream that we opened
 	onClose func()
 
 	closing sync.Once

@@ -239,7 +239,7 @@ func bareStream(t *testing.T, a, b *node) (*stream, *recorder) {
 		t.Fatal(err)
 	}
 	r := &recorder{Conn: c}
-	s, _, err := a.openStream(r, b.self, direct(b.addr), wire.StreamAsk)
+	s, err := a.openStream(r, b.self, direct(b.addr), wire.StreamAsk)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ type Transport struct {
 	log    *logrus.Entry
 	epoch  time.Time // what nanoseconds in atomics count from
 	conn   Conn
-	tcp    net.Listener
+	tcp    []net.Listener // one, or one more for Config.TCPPort
 	port   uint16
 	closed chan struct{}
 	closer sync.Once
@@ -65,7 +65,7 @@ type Transport struct {
 	every    time.Duration // between control's ticks
 }
 
-// New binds the UDP and the TCP port and derives the keys from the password,
+// New binds the UDP and the TCP port, and Config.TCPPort if it can, and derives the keys from the password,
 // which takes a tenth of a second. Nothing is read before Run. A Transport that
 // is never Run must be closed.
 func New(cfg Config) (*Transport, error) {
@@ -79,8 +79,16 @@ func New(cfg Config) (*Transport, error) {
 	if cfg.tune.wrapConn != nil {
 		conn = cfg.tune.wrapConn(conn)
 	}
+	listeners := []net.Listener{tcp}
+	if cfg.TCPPort != 0 && cfg.TCPPort != port {
+		if further, err := listenTCP(cfg.Listen.Addr(), cfg.TCPPort); err == nil {
+			listeners = append(listeners, further)
+		} else { // somebody else may have it: that is no reason to do nothing
+			cfg.Log.WithError(err).Error("hosts that get out by that port only will not reach this one")
+		}
+	}
 	if cfg.tune.wrapTCP != nil {
-		tcp = cfg.tune.wrapTCP(tcp)
+		listeners[0] = cfg.tune.wrapTCP(tcp)
 	}
 	t := &Transport{
 		cfg:       cfg,
@@ -88,7 +96,7 @@ func New(cfg Config) (*Transport, error) {
 		log:       cfg.Log,
 		epoch:     time.Now(),
 		conn:      conn,
-		tcp:       tcp,
+		tcp:       listeners,
 		port:      port,
 		closed:    make(chan struct{}),
 		jobs:      make(chan job, maxJobs),
@@ -115,16 +123,24 @@ func bind(addr netip.AddrPort) (Conn, net.Listener, uint16, error) {
 			return nil, nil, 0, err
 		}
 		port := conn.LocalAddr().Port()
-		hostport := net.JoinHostPort(addr.Addr().String(), strconv.Itoa(int(port)))
-		tcp, err := net.Listen("tcp", hostport)
+		tcp, err := listenTCP(addr.Addr(), port)
 		if err == nil {
 			return conn, tcp, port, nil
 		}
-		err = errors.Join(fmt.Errorf("listen on tcp %s: %w", hostport, err), conn.Close())
+		err = errors.Join(err, conn.Close())
 		if addr.Port() != 0 || tries == 10 {
 			return nil, nil, 0, err
 		}
 	}
+}
+
+func listenTCP(addr netip.Addr, port uint16) (net.Listener, error) {
+	hostport := net.JoinHostPort(addr.String(), strconv.Itoa(int(port)))
+	l, err := net.Listen("tcp", hostport)
+	if err != nil {
+		return nil, fmt.Errorf("listen on tcp %s: %w", hostport, err)
+	}
+	return l, nil
 }
 
 // Port returns the port, of UDP and of TCP.
@@ -139,7 +155,9 @@ func (t *Transport) Run(ctx context.Context) error {
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return t.receive(gctx) })
-	g.Go(func() error { return t.accept(gctx) })
+	for _, l := range t.tcp {
+		g.Go(func() error { return t.accept(gctx, l) })
+	}
 	g.Go(func() error { t.control(gctx); return nil })
 	g.Go(func() error {
 		select {
@@ -159,7 +177,10 @@ func (t *Transport) Close() error {
 	var err error
 	t.closer.Do(func() {
 		close(t.closed)
-		err = errors.Join(t.conn.Close(), t.tcp.Close())
+		err = t.conn.Close()
+		for _, l := range t.tcp {
+			err = errors.Join(err, l.Close())
+		}
 		t.inbound.close()
 	})
 	return err

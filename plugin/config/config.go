@@ -10,6 +10,7 @@ package config
 import (
 	"math"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 
@@ -22,6 +23,8 @@ const (
 	PasswordFile = "WEAVE_PASSWORD_FILE"
 	Peers        = "WEAVE_PEERS"
 	Port         = "WEAVE_PORT"
+	TCPPort      = "WEAVE_TCP_PORT"
+	Proxy        = "WEAVE_PROXY"
 	Address      = "WEAVE_ADDRESS"
 	Nickname     = "WEAVE_NICKNAME"
 	IPAllocRange = "WEAVE_IPALLOC_RANGE"
@@ -50,6 +53,8 @@ type Config struct {
 	Password     []byte       // nil: frames are not sealed with a secret
 	Peers        []string     // host:port each, in the order given, no duplicates
 	Port         uint16       // UDP and TCP
+	TCPPort      uint16       // a further one for TCP; 0: none
+	Proxy        *url.URL     // HTTP proxy, with host and port; nil: none
 	Address      netip.Addr   // underlay address; the zero Addr means that of the default route
 	Nickname     string       // 1 to MaxNickname bytes
 	IPAllocRange netip.Prefix // IPv4, in canonical form
@@ -116,6 +121,8 @@ func FromEnv(lookup func(string) (string, bool)) (Config, []Problem) {
 		Port:  r.port(),
 	}
 	c.Peers = r.peers(c.Port)
+	c.TCPPort = r.tcpPort()
+	c.Proxy = r.proxy()
 	c.Address = r.address()
 	c.Nickname = r.nickname(os.Hostname)
 	c.IPAllocRange = r.ipAllocRange()

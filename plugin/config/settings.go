@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -84,6 +85,36 @@ func parsePort(s string) (uint16, error) {
 }
 
 // peers keeps the good addresses where some are bad.
+// tcpPort may be Port itself: then it says nothing new.
+func (r *reader) tcpPort() uint16 {
+	v, ok := r.get(TCPPort)
+	if !ok {
+		return 0
+	}
+	n, err := parsePort(v)
+	if err != nil {
+		r.bad(TCPPort, v, err.Error(), "set the port that firewalls let out, the same on all hosts, such as 443, or leave it out")
+	}
+	return n
+}
+
+// proxy does not show its value where it is bad: a password may be in it.
+func (r *reader) proxy() *url.URL {
+	v, ok := r.get(Proxy)
+	if !ok {
+		return nil
+	}
+	u, err := url.Parse(v)
+	if err == nil {
+		_, err = parsePort(u.Port())
+	}
+	if err != nil || u.Scheme != "http" || u.Hostname() == "" || u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "" {
+		r.bad(Proxy, "", "not the address of an HTTP proxy", "set http://host:port, or http://user:password@host:port, or leave it out")
+		return nil
+	}
+	return u
+}
+
 func (r *reader) peers(port uint16) []string {
 	v, ok := r.get(Peers)
 	if !ok {

@@ -87,7 +87,7 @@ func (p *parts) join(cfg config.Config, log *logrus.Entry) (err error) {
 	}
 	meshCfg := mesh.Config{
 		Identity: p.identity, Password: cfg.Password, Nickname: cfg.Nickname,
-		Listen: listenAddr(cfg), Advertise: p.address, Peers: cfg.Peers, VXLANPort: cfg.VXLANPort(), Store: p.store, Log: log,
+		Listen: listenAddr(cfg), Advertise: p.address, Peers: cfg.Peers, VXLANPort: cfg.VXLANPort(), TCPPort: cfg.TCPPort, Proxy: cfg.Proxy, Store: p.store, Log: log,
 		Replicas: map[string]mesh.Replica{replicaRings: rings{p.allocator}},
 		Answer: func(ctx context.Context, from id.PeerID, request []byte) ([]byte, error) {
 			return p.allocator.Answer(ctx, ring.Peer(from.String()), request)

@@ -1,0 +1,223 @@
+package transport
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"weave/mesh/wire"
+)
+
+// way is a way of a race that ends when it is told.
+func way(err error, end <-chan struct{}, begun *atomic.Int32) opener {
+	return func(ctx context.Context) (net.Conn, error) {
+		begun.Add(1)
+		select {
+		case <-end:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if err != nil {
+			return nil, err
+		}
+		c, other := net.Pipe()
+		_ = other.Close()
+		return c, nil
+	}
+}
+
+func TestRace(t *testing.T) {
+	now, never := make(chan struct{}), make(chan struct{})
+	close(now)
+	bad := errors.New("bad")
+	t.Run("the first will do", func(t *testing.T) {
+		var begun atomic.Int32
+		c, err := race(t.Context(), time.Hour, way(nil, now, &begun), way(nil, now, &begun))
+		if err != nil || begun.Load() != 1 {
+			t.Fatal(err, begun.Load())
+		}
+		_ = c.Close()
+	})
+	t.Run("the first fails", func(t *testing.T) {
+		var begun atomic.Int32
+		c, err := race(t.Context(), time.Hour, way(bad, now, &begun), way(nil, now, &begun))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	})
+	t.Run("the first takes long", func(t *testing.T) {
+		var begun atomic.Int32
+		c, err := race(t.Context(), time.Millisecond, way(nil, never, &begun), way(nil, now, &begun), way(nil, never, &begun))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+	})
+	t.Run("all fail", func(t *testing.T) {
+		var begun atomic.Int32
+		if _, err := race(t.Context(), time.Hour, way(bad, now, &begun), way(bad, now, &begun)); !errors.Is(err, bad) || begun.Load() != 2 {
+			t.Fatal(err, begun.Load())
+		}
+	})
+	t.Run("given up", func(t *testing.T) {
+		var begun atomic.Int32
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := race(ctx, time.Millisecond, way(nil, never, &begun), way(nil, never, &begun)); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+	})
+}
+
+// freeTCP is a port that nobody listens on.
+func freeTCP(t *testing.T) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return uint16(l.Addr().(*net.TCPAddr).Port)
+}
+
+// Where only a certain port gets out, that is taken.
+func TestFurtherPort(t *testing.T) {
+	port := freeTCP(t)
+	further := func(c *Config) { c.TCPPort = port }
+	a, b := start(t, "127.0.0.1", further), start(t, "127.0.0.2", further)
+	blockUDP(true, a, b)
+	a.undiallable()
+	b.undiallable() // by the usual port
+	connect(t, a, b)
+	exchange(t, a, b)
+	if s := a.status(b.self); !s.TCP || s.Addr.Port() != port && b.status(a.self).Addr.Port() != port {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// A port that somebody else has is done without.
+func TestFurtherPortIsTaken(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a := start(t, "127.0.0.1", func(c *Config) { c.TCPPort = uint16(l.Addr().(*net.TCPAddr).Port) })
+	b := start(t, "127.0.0.2")
+	connect(t, a, b)
+	exchange(t, a, b)
+}
+
+// proxy serves CONNECT to whatever is asked for, for those who know the password,
+// or answers with something else. It tells how often it was asked.
+func proxy(t *testing.T, answer string) (u *url.URL, asked *atomic.Int32) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.8:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked = new(atomic.Int32)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			asked.Add(1)
+			go serveProxy(c, answer)
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close(); <-done })
+	return &url.URL{Scheme: "http", Host: l.Addr().String(), User: url.UserPassword("me", "secret")}, asked
+}
+
+func serveProxy(c net.Conn, answer string) {
+	defer c.Close()
+	in := bufio.NewReader(c)
+	req, err := http.ReadRequest(in)
+	if err != nil {
+		return
+	}
+	if answer != "" {
+		_, _ = io.WriteString(c, answer)
+		_, _ = io.Copy(io.Discard, in)
+		return
+	}
+	if req.Method != http.MethodConnect || req.Header.Get("Proxy-Authorization") != "Basic bWU6c2VjcmV0" {
+		_, _ = io.WriteString(c, "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+		return
+	}
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 8)}}
+	to, err := dialer.Dial("tcp", req.Host)
+	if err != nil {
+		_, _ = io.WriteString(c, "HTTP/1.1 502 Bad Gateway\r\n\r\n")
+		return
+	}
+	_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\n")
+	go func() { _, _ = io.Copy(to, in); _ = to.Close() }()
+	_, _ = io.Copy(c, to)
+}
+
+func TestProxy(t *testing.T) {
+	u, asked := proxy(t, "")
+	b := start(t, "127.0.0.2")
+	c, err := throughProxy(within(t, 10*time.Second), u, b.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := start(t, "127.0.0.1")
+	s, err := a.openStream(c, b.self, direct(b.addr), wire.StreamDatagrams)
+	if err != nil || s.peer != b.self || asked.Load() != 1 {
+		t.Fatal(err, asked.Load())
+	}
+	if newPipe(s, s.peer).remote.IsValid() {
+		t.Error("the proxy is taken for the peer")
+	}
+	_ = s.Close()
+}
+
+// What a proxy answers instead is told, and nothing secret with it.
+func TestProxyRefuses(t *testing.T) {
+	for answer, want := range map[string]string{
+		"HTTP/1.1 403 Forbidden\r\n\r\n": "403 Forbidden",
+		"HTTP/1.1 200 OK\r\n\r\nhello":   "nobody asked for",
+		"SSH-2.0-OpenSSH_9.2\r\n":        "malformed",
+	} {
+		u, _ := proxy(t, answer)
+		_, err := throughProxy(within(t, 10*time.Second), u, start(t, "127.0.0.2").addr)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: %v", answer, err)
+		}
+	}
+	u, _ := proxy(t, "HTTP/1.1 200 OK")
+	if _, err := throughProxy(within(t, 50*time.Millisecond), u, start(t, "127.0.0.2").addr); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a proxy that says nothing: %v", err)
+	}
+}
+
+// Where TCP does not get out either, the proxy is taken.
+func TestOnlyProxyGetsOut(t *testing.T) {
+	u, asked := proxy(t, "")
+	a, b := start(t, "127.0.0.1", func(c *Config) { c.Proxy = u }), start(t, "127.0.0.2")
+	blockUDP(true, a, b)
+	a.undiallable()
+	b.undiallable()
+	host := u.Hostname()
+	b.door.but.Store(&host)
+	connect(t, a, b)
+	exchange(t, a, b)
+	if s := a.status(b.self); !s.TCP || asked.Load() == 0 {
+		t.Errorf("status %+v, proxy asked %d times", s, asked.Load())
+	}
+}
