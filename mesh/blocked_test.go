@@ -54,3 +54,41 @@ func TestUDPIsBlocked(t *testing.T) {
 	}
 	s.end(t)
 }
+
+// TestOnlyOnePortGetsOut holds that a host from which nothing gets out but TCP to
+// one port, or to a proxy, is a full member.
+func TestOnlyOnePortGetsOut(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		name  string
+		out   uint16
+		proxy bool
+	}{{"443", 443, false}, {"proxy", 3128, true}} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			l := newHardLab(t)
+			var hosts []*netlab.Host
+			for i := range 3 {
+				h, err := l.net.AddHost(i + 1)
+				must(t, err)
+				hosts = append(hosts, h)
+			}
+			must(t, hosts[0].SetFilter(netlab.Filter{OnlyTCP: []uint16{test.out}}))
+			if test.proxy {
+				proxy, err := hosts[2].ServeProxy(test.out, fastPort)
+				must(t, err)
+				t.Cleanup(func() { must(t, proxy.Close()) })
+				l.proxy = "http://" + proxy.Addr().String()
+			} else {
+				l.tcpPort = test.out
+			}
+			l.start(hosts[1])
+			l.start(hosts[0], hosts[1].IP4())
+			l.awaitHops(l.hosts, func(i, j int) int { return 1 })
+			await(t, "TCP to be taken", func() bool { return l.hosts[0].byTCP(l.hosts[1]) && l.hosts[1].byTCP(l.hosts[0]) })
+			l.everybody(test.name)
+			l.boxes[1].bulk(l.boxes[0])
+			l.boxes[0].bulk(l.boxes[1])
+		})
+	}
+}

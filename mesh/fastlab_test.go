@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,6 +36,9 @@ type fastLab struct {
 	t     *testing.T
 	net   *netlab.Lab
 	hosts []*fastHost
+
+	tcpPort uint16 // of the hosts that are placed next
+	proxy   string
 }
 
 const (
@@ -73,6 +77,7 @@ func (l *fastLab) place(h *netlab.Host, password string, seeds ...netip.Addr) *f
 	l.t.Helper()
 	host := &fastHost{
 		lab: l, Host: h, identity: testIdentity(l.t), number: len(l.hosts) + 1, password: password, seeds: seeds,
+		tcpPort: l.tcpPort, proxy: l.proxy,
 	}
 	host.start()
 	l.hosts = append(l.hosts, host)
@@ -87,6 +92,8 @@ type fastHost struct {
 	identity id.Identity
 	password string
 	seeds    []netip.Addr
+	tcpPort  uint16
+	proxy    string
 
 	process *exec.Cmd
 	in      io.WriteCloser
@@ -97,9 +104,10 @@ type fastHost struct {
 
 // hostSetup is what a host's process is told.
 type hostSetup struct {
-	Private, Password, Name string
-	Advertise               netip.Addr
-	Peers                   []string
+	Private, Password, Name, Proxy string
+	Advertise                      netip.Addr
+	Peers                          []string
+	TCPPort                        uint16
 }
 
 const hostEnv = "WEAVE_TEST_FAST_HOST"
@@ -110,6 +118,7 @@ func (h *fastHost) start() {
 	t.Helper()
 	setup := hostSetup{
 		Private: hex.EncodeToString(h.identity.Private), Password: h.password, Name: h.Name(), Advertise: h.IP4(),
+		TCPPort: h.tcpPort, Proxy: h.proxy,
 	}
 	for _, seed := range h.seeds {
 		setup.Peers = append(setup.Peers, addrPort(seed, fastPort).String())
@@ -351,6 +360,11 @@ func TestFastHostProcess(t *testing.T) {
 		Listen: netip.AddrPortFrom(setup.Advertise, fastPort), Advertise: setup.Advertise, Peers: setup.Peers, Store: newStore(), Log: quiet(),
 		Answer: func(context.Context, id.PeerID, []byte) ([]byte, error) { return nil, nil },
 		tune:   tuning{gossip: timing, seedInterval: 200 * time.Millisecond},
+	}
+	cfg.TCPPort = setup.TCPPort
+	if setup.Proxy != "" {
+		cfg.Proxy, err = url.Parse(setup.Proxy)
+		must(t, err)
 	}
 	n, err := New(cfg)
 	must(t, err)

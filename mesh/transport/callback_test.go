@@ -52,6 +52,7 @@ func through(t *testing.T, out, in net.Conn) {
 
 // A peer that cannot be dialled dials back, so that it has streams all the same.
 func TestDialledBack(t *testing.T) {
+	t.Parallel()
 	streams := make(chan heard, 1)
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", hearing(streams))
 	b.undiallable()
@@ -74,6 +75,7 @@ func TestDialledBack(t *testing.T) {
 
 // Relays have streams with peers that they cannot dial, too.
 func TestRelayIsDialledBack(t *testing.T) {
+	t.Parallel()
 	streams := make(chan heard, 1)
 	l := startLine(t, 4, hearing(streams))
 	l.nodes[1].undiallable()
@@ -88,6 +90,7 @@ func TestRelayIsDialledBack(t *testing.T) {
 
 // Neither can be dialled: that is what relays are for.
 func TestNobodyCanDial(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	connect(t, a, b)
 	a.undiallable()
@@ -103,6 +106,7 @@ func TestNobodyCanDial(t *testing.T) {
 
 // A stream that was not asked for, or of another peer, is closed.
 func TestUncalledStreams(t *testing.T) {
+	t.Parallel()
 	a, b, c := start(t, "127.0.0.1"), start(t, "127.0.0.2"), start(t, "127.0.0.3")
 	connect(t, b, a)
 	connect(t, c, a)
@@ -133,6 +137,7 @@ func TestUncalledStreams(t *testing.T) {
 
 // What others want opened is bounded.
 func TestCallbacksAreBounded(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	connect(t, a, b)
 	b.calling.Store(maxCallbacks)
@@ -152,6 +157,7 @@ func TestCallbacksAreBounded(t *testing.T) {
 
 // Who ends while it waits is not held up.
 func TestEndWhileWaiting(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	connect(t, a, b)
 	a.undiallable()

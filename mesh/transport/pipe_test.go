@@ -31,6 +31,7 @@ func (n *node) pipesTo(other *node) int {
 // Where UDP is blocked from the start, hosts meet by TCP, and take UDP when it
 // gets through.
 func TestUDPBlocked(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	blockUDP(true, a, b)
 	connect(t, a, b)
@@ -55,6 +56,7 @@ func TestUDPBlocked(t *testing.T) {
 
 // A host that is looked for as a candidate is met by TCP, too.
 func TestUDPBlockedToCandidate(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	blockUDP(true, a, b)
 	a.AddCandidates(b.self, b.addr)
@@ -64,6 +66,7 @@ func TestUDPBlockedToCandidate(t *testing.T) {
 
 // UDP that is blocked later is left for TCP within 3 s.
 func TestUDPBlockedLater(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	connect(t, a, b)
 	talk(t, a, b)
@@ -88,6 +91,7 @@ func TestUDPBlockedLater(t *testing.T) {
 
 // A stranger's reasons are told by TCP as well.
 func TestUDPBlockedAndWrongPassword(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.tune.keys = &wrongKeys })
 	blockUDP(true, a, b)
 	if _, err := a.Connect(within(t, 10*time.Second), b.addr); err == nil || !wontDo(err) {
@@ -100,6 +104,7 @@ func TestUDPBlockedAndWrongPassword(t *testing.T) {
 
 // What comes by a pipe is handled as it comes, in order, however it is cut.
 func TestPipeIsCutAnyhow(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	connect(t, a, b)
 	c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
@@ -133,6 +138,7 @@ func TestPipeIsCutAnyhow(t *testing.T) {
 
 // Junk in a pipe is dropped, and disturbs nobody.
 func TestJunkInPipe(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	connect(t, a, b)
 	for _, junk := range [][]byte{
@@ -157,6 +163,7 @@ func TestJunkInPipe(t *testing.T) {
 
 // A peer has a few pipes, the newest ones.
 func TestPipesAreFew(t *testing.T) {
+	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	connect(t, a, b)
 	var all []net.Conn
@@ -178,6 +185,7 @@ func TestPipesAreFew(t *testing.T) {
 
 // What nobody takes is lost, and holds nobody up.
 func TestPipeIsFull(t *testing.T) {
+	t.Parallel()
 	ours, theirs := net.Pipe()
 	defer ours.Close()
 	defer theirs.Close()

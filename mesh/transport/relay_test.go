@@ -93,6 +93,7 @@ func (l line) meet(t testing.TB) (a, b *node) {
 }
 
 func TestRelays(t *testing.T) {
+	t.Parallel()
 	for n := 3; n <= 5; n++ {
 		t.Run(fmt.Sprintf("%d hops", n-1), func(t *testing.T) {
 			l := startLine(t, n)
@@ -121,6 +122,7 @@ func TestRelays(t *testing.T) {
 
 // A relay has nothing of what it passes on but sealed bytes.
 func TestRelayReadsNothing(t *testing.T) {
+	t.Parallel()
 	l := startLine(t, 3)
 	a, b := l.meet(t)
 	r := l.nodes[1]
@@ -153,6 +155,7 @@ func TestRelayReadsNothing(t *testing.T) {
 
 // Whole trains go by relays, in order, sealed by relays in trains too.
 func TestRelayedFrames(t *testing.T) {
+	t.Parallel()
 	l := startLine(t, 3)
 	a, b := l.meet(t)
 	link := a.Link(b.self)
@@ -242,6 +245,7 @@ func talk(t *testing.T, from, to *node) {
 // A link that is in use and dies, in both directions or one, is left within 3 s
 // by both, and taken again when it works again.
 func TestDeadLinkIsLeft(t *testing.T) {
+	t.Parallel()
 	for name, both := range map[string]bool{"cut": true, "one way cut": false} {
 		t.Run(name, func(t *testing.T) {
 			a, b, _ := triangle(t)
@@ -270,6 +274,7 @@ func TestDeadLinkIsLeft(t *testing.T) {
 
 // Without another way the dead one is kept, for it may come back.
 func TestNoOtherWay(t *testing.T) {
+	t.Parallel()
 	told := make(chan struct{}, 100)
 	a := start(t, "127.0.0.1", func(c *Config) { c.Linked = func() { told <- struct{}{} } })
 	b := start(t, "127.0.0.2")
@@ -296,6 +301,7 @@ func TestNoOtherWay(t *testing.T) {
 
 // An idle link is not watched closely.
 func TestIdleLinkIsPingedSeldom(t *testing.T) {
+	t.Parallel()
 	quiet := func(c *Config) { c.PingInterval = time.Hour }
 	a, b := start(t, "127.0.0.1", quiet), start(t, "127.0.0.2", quiet)
 	connect(t, a, b)
@@ -312,6 +318,7 @@ func TestIdleLinkIsPingedSeldom(t *testing.T) {
 
 // Ways that lead in a circle end with their hops, and nothing goes straight back.
 func TestCircles(t *testing.T) {
+	t.Parallel()
 	a, aw := startRouted(t, "127.0.0.1")
 	b, bw := startRouted(t, "127.0.0.2")
 	c, cw := startRouted(t, "127.0.0.3")
@@ -352,6 +359,7 @@ func TestCircles(t *testing.T) {
 // A datagram in a relay's item may not hold another such item: a chain of them
 // would have us work for each.
 func TestRelayInRelay(t *testing.T) {
+	t.Parallel()
 	l := startLine(t, 3)
 	a, b := l.meet(t)
 	h := wire.RelayHeader{Hops: 5, To: l.nodes[1].self, From: a.self}
@@ -365,6 +373,7 @@ func TestRelayInRelay(t *testing.T) {
 }
 
 func TestRelayedStreams(t *testing.T) {
+	t.Parallel()
 	type inbound struct {
 		from id.PeerID
 		kind wire.StreamKind
@@ -412,6 +421,7 @@ func TestRelayedStreams(t *testing.T) {
 
 // A relay that ends cuts the streams that it passes on.
 func TestRelayOfStreamsEnds(t *testing.T) {
+	t.Parallel()
 	streams := make(chan net.Conn, 1)
 	l := startLine(t, 3, func(c *Config) {
 		c.Stream = func(_ id.PeerID, _ wire.StreamKind, c net.Conn) { streams <- c }
@@ -433,6 +443,7 @@ func TestRelayOfStreamsEnds(t *testing.T) {
 
 // Nobody is reached by way of a stream that no relay takes on.
 func TestRelayedStreamsAreRefused(t *testing.T) {
+	t.Parallel()
 	l := startLine(t, 3)
 	a, b := l.meet(t)
 	r := l.nodes[1]

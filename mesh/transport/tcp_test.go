@@ -91,6 +91,7 @@ func freeTCP(t *testing.T) uint16 {
 
 // Where only a certain port gets out, that is taken.
 func TestFurtherPort(t *testing.T) {
+	t.Parallel()
 	port := freeTCP(t)
 	further := func(c *Config) { c.TCPPort = port }
 	a, b := start(t, "127.0.0.1", further), start(t, "127.0.0.2", further)
@@ -106,6 +107,7 @@ func TestFurtherPort(t *testing.T) {
 
 // A port that somebody else has is done without.
 func TestFurtherPortIsTaken(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -170,6 +172,7 @@ func serveProxy(c net.Conn, answer string) {
 }
 
 func TestProxy(t *testing.T) {
+	t.Parallel()
 	u, asked := proxy(t, "")
 	b := start(t, "127.0.0.2")
 	c, err := throughProxy(within(t, 10*time.Second), u, b.addr)
@@ -189,6 +192,7 @@ func TestProxy(t *testing.T) {
 
 // What a proxy answers instead is told, and nothing secret with it.
 func TestProxyRefuses(t *testing.T) {
+	t.Parallel()
 	for answer, want := range map[string]string{
 		"HTTP/1.1 403 Forbidden\r\n\r\n": "403 Forbidden",
 		"HTTP/1.1 200 OK\r\n\r\nhello":   "nobody asked for",
@@ -208,6 +212,7 @@ func TestProxyRefuses(t *testing.T) {
 
 // Where TCP does not get out either, the proxy is taken.
 func TestOnlyProxyGetsOut(t *testing.T) {
+	t.Parallel()
 	u, asked := proxy(t, "")
 	a, b := start(t, "127.0.0.1", func(c *Config) { c.Proxy = u }), start(t, "127.0.0.2")
 	blockUDP(true, a, b)
