@@ -85,10 +85,15 @@ func (a *Allocator) ghosts(pool netip.Prefix) map[netip.Addr]ring.Peer {
 	all := a.holders(pool)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	maps.DeleteFunc(all, func(_ netip.Addr, holder ring.Peer) bool {
+	return a.ghostsAmong(all)
+}
+
+// ghostsAmong leaves of holders those who are removed peers. a.mu is held.
+func (a *Allocator) ghostsAmong(holders map[netip.Addr]ring.Peer) map[netip.Addr]ring.Peer {
+	maps.DeleteFunc(holders, func(_ netip.Addr, holder ring.Peer) bool {
 		return !a.isRemoved(holder) || slices.Contains(a.former, holder)
 	})
-	return all
+	return holders
 }
 
 // keepHeld brings what is stored of ghosts into line with what is known.

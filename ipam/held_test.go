@@ -2,7 +2,9 @@ package ipam
 
 import (
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"weave/ipam/ring"
@@ -116,6 +118,43 @@ func TestHeldWhileWaiting(t *testing.T) {
 	}
 	_, err := a.request(small, held.String(), KindLease)
 	want(t, err, ErrInUse, "host-c")
+}
+
+// TestHeldByWhoIsRemovedMeanwhile has a second peer removed while the heir looks
+// up what containers hold in the ranges of the first one.
+func TestHeldByWhoIsRemovedMeanwhile(t *testing.T) {
+	n, hosts := newNet(t, "a", "b", "c")
+	a := hosts[0]
+	const other = "10.41.0.0/28"
+	n.table = map[netip.Addr]map[ring.Peer]bool{}
+	for _, pool := range []string{small, other} {
+		for _, h := range hosts {
+			h.pool(t, pool, "")
+		}
+		n.table[hosts[1].lease(t, pool)] = map[ring.Peer]bool{"b": true}
+	}
+	held := slices.Collect(maps.Keys(n.table))
+	if err := a.Merge("b", encode(gossip{Removed: removed{"c": {"a", 1}}})); err != nil {
+		t.Fatal(err)
+	}
+	holders, asked := a.cfg.Holders, 0
+	a.cfg.Holders = func(pool netip.Prefix) map[netip.Addr]ring.Peer {
+		if asked++; asked == 2 {
+			if err := a.Merge("b", encode(gossip{Removed: removed{"b": {"a", 1}}})); err != nil {
+				t.Error(err)
+			}
+		}
+		return holders(pool)
+	}
+	if err := a.takeOver(t.Context()); err != nil || asked != 2 {
+		t.Fatalf("%d pools, %v", asked, err)
+	}
+	a.restart(t)
+	for _, addr := range held {
+		pool, _ := addr.Prefix(28)
+		_, err := a.request(pool.String(), addr.String(), KindLease)
+		want(t, err, ErrInUse, "host-b")
+	}
 }
 
 // TestHeldInOwnRange has a removed host's container on an address in another

@@ -16,7 +16,8 @@ import (
 // know; and it leases from there, though it is out of reach. Therefore an heir
 // takes nothing over until each peer that was not removed has told its rings,
 // since it heard of the removal. Who is gone for good as well has to be removed,
-// too. Run comes back to it, also after a restart.
+// too: a gift that nobody else has heard of is then inherited with the rest of the
+// giver's. Run comes back to it, also after a restart.
 
 // Waiting is a removed peer whose ranges are nobody's yet: For are the peers
 // that Heir must hear of before, as far as is known here.
@@ -140,9 +141,9 @@ func (a *Allocator) takeOver(ctx context.Context) error {
 	}
 	others := a.others()
 	a.collect(ctx, others)
-	ghosts := map[netip.Prefix]map[netip.Addr]ring.Peer{}
+	holders := map[netip.Prefix]map[netip.Addr]ring.Peer{}
 	for _, prefix := range a.legacies() { // some may have come with what others told
-		ghosts[prefix] = a.ghosts(prefix)
+		holders[prefix] = a.holders(prefix)
 	}
 	defer a.flush()
 	a.mu.Lock()
@@ -154,12 +155,13 @@ func (a *Allocator) takeOver(ctx context.Context) error {
 	if a.awaited = untold; len(untold) > 0 {
 		return nil
 	}
-	rings := map[*pool]*ring.Ring{}
+	rings, ghosts := map[*pool]*ring.Ring{}, map[netip.Prefix]map[netip.Addr]ring.Peer{}
 	var inherited []taken
 	for _, p := range a.pools {
-		if p.ring == nil || ghosts[p.prefix] == nil || !a.inherits(p.ring) {
+		if p.ring == nil || holders[p.prefix] == nil || !a.inherits(p.ring) {
 			continue
 		}
+		ghosts[p.prefix] = a.ghostsAmong(holders[p.prefix]) // a peer may have been removed just now
 		next, more, err := a.inherit(p.ring)
 		if err != nil {
 			return err

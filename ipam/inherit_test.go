@@ -148,6 +148,36 @@ func TestTellingIsOfTheRemoval(t *testing.T) {
 	}
 }
 
+// TestEachRemovalAsksAnew has a host hear of a gift after it has told its rings to
+// the heir of the giver, and then remove the host that had told it.
+func TestEachRemovalAsksAnew(t *testing.T) {
+	n, hosts, leases := gaveAway(t)
+	a, b, d := hosts[0], hosts[1], hosts[3]
+	n.lose(never, func() bool { return true })
+	if _, err := a.RemovePeer(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Merge("d", d.Missing(b.Digest())); err != nil {
+		t.Fatal(err)
+	}
+	n.mu.Lock()
+	delete(n.hosts, "d")
+	n.mu.Unlock()
+	if _, err := b.RemovePeer(t.Context(), "d"); err != nil {
+		t.Fatal(err)
+	}
+	a.Settle(t.Context())
+	pool := netip.MustParsePrefix(small)
+	for _, addr := range leases {
+		if of, at := b.pools[pool].owner(addr), a.pools[pool].owner(addr); of != "b" || at != "b" {
+			t.Errorf("%s is %s's, says b, and %s's, says a", addr, of, at)
+		}
+	}
+	if owner := a.pools[pool].owner(netip.MustParseAddr("10.40.0.9")); owner != "a" || len(a.Waiting()) > 0 {
+		t.Errorf("the rest of c's is %s's; %+v", owner, a.Waiting())
+	}
+}
+
 // TestRemovalBeginsInTime: a removal whose turn comes as its time is up asks
 // nobody any more, and writes nothing.
 func TestRemovalBeginsInTime(t *testing.T) {

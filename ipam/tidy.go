@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"net/netip"
 	"slices"
 
 	"weave/ipam/ring"
@@ -10,7 +11,8 @@ import (
 // Each address that is claimed out of another host's range cuts that range in
 // two, and it would stay cut. The ring travels with each request, and has an end
 // (ring.MaxTokens). So where a ring has many tokens, each owner joins its own,
-// and gives small ranges that lie free within another peer's back to that one.
+// and gives small ranges that lie free within another peer's back to that one,
+// unless it knows of containers there: the other might not, or forget it.
 
 const (
 	tidyTokens   = 256                 // rings that have no more are left alone
@@ -22,19 +24,28 @@ const (
 
 // tidy joins and gives back what it can in p.
 func (a *Allocator) tidy(p *pool) error {
-	alive := a.cfg.Cluster.Alive()
+	if a.isTidy(p) {
+		return nil
+	}
+	alive, holders := a.cfg.Cluster.Alive(), a.holders(p.prefix)
 	defer a.flush()
 	for {
-		if more, err := a.tidyOnce(p, alive); err != nil || !more {
+		if more, err := a.tidyOnce(p, alive, holders); err != nil || !more {
 			return err
 		}
 	}
 }
 
-func (a *Allocator) tidyOnce(p *pool, alive []ring.Peer) (more bool, err error) {
+func (a *Allocator) isTidy(p *pool) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if p.ring == nil || p.ring.Tokens() <= a.tidyTokens || a.mayLease() != nil {
+	return p.ring == nil || p.ring.Tokens() <= a.tidyTokens
+}
+
+func (a *Allocator) tidyOnce(p *pool, alive []ring.Peer, holders map[netip.Addr]ring.Peer) (more bool, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p.ring.Tokens() <= a.tidyTokens || a.mayLease() != nil {
 		return false, nil
 	}
 	next, returned := p.ring, 0
@@ -42,7 +53,7 @@ func (a *Allocator) tidyOnce(p *pool, alive []ring.Peer) (more bool, err error) 
 		if returned == tidyAtOnce {
 			break
 		}
-		if !slices.Contains(alive, e.By) || a.isRemoved(e.By) || !a.spare(p, e.Range) {
+		if !slices.Contains(alive, e.By) || a.isRemoved(e.By) || !a.spare(p, e.Range) || heldIn(e.Range, holders) {
 			continue
 		}
 		if next, _, err = next.Give(a.cfg.Self, e.Range, e.By); err != nil {
@@ -76,4 +87,14 @@ func (a *Allocator) spare(p *pool, r space.Range) bool {
 	usable, ok := r.Intersect(p.usable)
 	free, _ := p.free.Largest(usable)
 	return !ok || free == usable
+}
+
+// heldIn says whether a container has any of a range.
+func heldIn(r space.Range, holders map[netip.Addr]ring.Peer) bool {
+	for addr := range holders {
+		if r.Contains(addr) {
+			return true
+		}
+	}
+	return false
 }

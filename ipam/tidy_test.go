@@ -103,3 +103,45 @@ func TestWishesAreKept(t *testing.T) {
 		t.Errorf("%d tokens", tokens)
 	}
 }
+
+// TestHeldIsNotGivenBack has a container of a removed host on an address that
+// lies free within another host's range, whose owner has never heard of it.
+func TestHeldIsNotGivenBack(t *testing.T) {
+	const wide = "10.40.0.0/27"
+	n, hosts := newNet(t, "a", "b", "c")
+	a, b := hosts[0], hosts[1]
+	for _, h := range hosts {
+		h.pool(t, wide, "")
+	}
+	addr := netip.MustParseAddr("10.40.0.14")
+	owner := func() ring.Peer { return a.pools[netip.MustParsePrefix(wide)].owner(addr) }
+	settle := func() {
+		a.tidyTokens, a.scarceTokens = 1, 0
+		a.Settle(t.Context())
+	}
+	if _, err := a.request(wide, addr.String(), KindLease); err != nil {
+		t.Fatal(err)
+	}
+	n.table = map[netip.Addr]map[ring.Peer]bool{addr: {"c": true}}
+	if err := a.ReleaseAddress(t.Context(), wide, addr); err != nil {
+		t.Fatal(err)
+	}
+	if settle(); owner() != "a" {
+		t.Fatalf("%s has %s, which is announced", owner(), addr)
+	}
+	n.partition(map[ring.Peer]int{"c": 1})
+	if _, err := b.RemovePeer(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	a.Settle(t.Context())
+	for _, h := range []*host{a, b} {
+		h.restart(t)
+	}
+	settle()
+	_, err := b.request(wide, addr.String(), KindLease)
+	want(t, err, ErrInUse, "host-c")
+	n.setGone("c")
+	if settle(); owner() != "b" {
+		t.Errorf("%s has %s, which nobody has any more", owner(), addr)
+	}
+}

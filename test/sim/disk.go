@@ -42,6 +42,9 @@ func (d *disk) apply(bucket string, changes map[string][]byte) {
 	d.writes++
 }
 
+// tellsRemoved says whether a peer is known here to be removed.
+func (d *disk) tellsRemoved(id ring.Peer) bool { return d.buckets[bucketRemoved][string(id)] != nil }
+
 // record keeps what undo goes back to.
 func (d *disk) record() {
 	before := map[string]map[string][]byte{}

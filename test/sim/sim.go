@@ -78,6 +78,20 @@ func (o Outcome) Trace() string { return o.trace.String() }
 
 // Run runs the schedule of a plan. The caller is in a bubble of its own.
 func Run(p Plan) Outcome {
+	return play(p, func(w *world) {
+		for range p.Steps {
+			w.sleep(w.pause())
+			w.rejoin()
+			w.step()
+			if !w.check() {
+				break
+			}
+		}
+	})
+}
+
+// play runs a schedule of which events are what happens before all is healed.
+func play(p Plan, events func(*world)) Outcome {
 	w := &world{
 		plan: p, rng: rand.New(rand.NewPCG(p.Seed, 1)), start: time.Now(),
 		peers: map[ring.Peer]*peer{}, cuts: map[link]bool{},
@@ -88,14 +102,7 @@ func Run(p Plan) Outcome {
 	end := make(chan struct{})
 	go w.deliver(end)
 	w.populate()
-	for range p.Steps {
-		w.sleep(w.pause())
-		w.rejoin()
-		w.step()
-		if !w.check() {
-			break
-		}
-	}
+	events(w)
 	if w.ok() {
 		w.settle()
 	}

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/json"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -44,7 +45,8 @@ type removal struct {
 	rings map[ring.Peer]map[netip.Prefix]*ring.Ring
 }
 
-// inheritance is a range that was taken over from removed peers.
+// inheritance is a range that was taken over from removed peers, or from those
+// that had given it to them.
 type inheritance struct {
 	space.Range
 	from []ring.Peer
@@ -58,7 +60,7 @@ type truth struct {
 	votes       map[proposal]votes
 	foundings   map[netip.Prefix]map[ring.SeedID]map[ring.Peer]bool
 	removals    map[ring.Peer]removal
-	heritage    map[seeded]map[ring.Peer]*space.Set // all that was ever taken over
+	heritage    map[seeded]map[ring.Peer]*space.Set // all that was ever taken over of what a peer had
 	inheritance map[seeded][]inheritance            // on which some disks do not agree yet
 }
 
@@ -277,28 +279,22 @@ func (w *world) inheritsFrom(p *peer) (from []ring.Peer) {
 }
 
 // noteInherited verifies that an heir takes nothing over that, as a peer which
-// it knows of knew when the other was removed, had been given away.
+// it knows of knew when the last one was removed, had been given away.
 func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
 	s := seeded{now.Pool(), now.Seed()}
 	w.log("inherits", p.id, s.pool, i.Range, i.from)
 	known := old
-	for _, gone := range i.from {
-		for id, rings := range w.truth.removals[gone].rings {
+	for gone := range p.disk.buckets[bucketRemoved] { // each has had it ask anew
+		for id, rings := range w.truth.removals[ring.Peer(gone)].rings {
 			r := rings[s.pool]
-			asked := p.known[id] && p.disk.buckets[bucketRemoved][string(id)] == nil && !w.peers[id].wiped
+			asked := p.known[id] && !p.disk.tellsRemoved(id) && !w.peers[id].wiped
 			if asked && r != nil && r.Seed() == s.seed {
 				known = w.join(known, r)
 			}
 		}
-		if w.truth.heritage[s] == nil {
-			w.truth.heritage[s] = map[ring.Peer]*space.Set{}
-		}
-		if w.truth.heritage[s][gone] == nil {
-			w.truth.heritage[s][gone] = &space.Set{}
-		}
-		w.truth.heritage[s][gone].Add(i.Range)
 	}
-	w.truth.inheritance[s] = append(w.truth.inheritance[s], i)
+	w.noteTaken(s, i)
+	w.noteUnheard(p, s, i)
 	w.noteGhosts(p, s.pool, i)
 	for _, t := range tokens(known) {
 		part, ok := t.Intersect(i.Range)
@@ -311,15 +307,44 @@ func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
 	}
 }
 
-// noteGhosts notes which containers of removed peers their heir knows of, and must
+// noteTaken notes that a range is not that of some removed peers any more.
+func (w *world) noteTaken(s seeded, i inheritance) {
+	if w.truth.heritage[s] == nil {
+		w.truth.heritage[s] = map[ring.Peer]*space.Set{}
+	}
+	for _, gone := range i.from {
+		if w.truth.heritage[s][gone] == nil {
+			w.truth.heritage[s][gone] = &space.Set{}
+		}
+		w.truth.heritage[s][gone].Add(i.Range)
+	}
+	w.truth.inheritance[s] = append(w.truth.inheritance[s], i)
+}
+
+// noteUnheard notes what the removed peer had given to others that the heir knows
+// to be removed, too: if nobody else has heard of the gift, it is inherited with
+// the rest. Only the disks of those who are gone tell of it.
+func (w *world) noteUnheard(p *peer, s seeded, i inheritance) {
+	for id, other := range w.peers {
+		r := other.disk.rings[s.pool]
+		if slices.Contains(i.from, id) || !p.disk.tellsRemoved(id) || r == nil || r.Seed() != s.seed {
+			continue
+		}
+		for _, theirs := range r.Ranges(id) {
+			if part, ok := theirs.Intersect(i.Range); ok {
+				w.noteTaken(s, inheritance{part, []ring.Peer{id}})
+			}
+		}
+	}
+}
+
+// noteGhosts notes which containers of removed peers the heir knows of, and must
 // know for ever. w.mu is held.
 func (w *world) noteGhosts(p *peer, pool netip.Prefix, i inheritance) {
-	for _, gone := range i.from {
-		if r := p.proc.views[gone]; r != nil {
-			for k := range r.endpoints {
-				if k.pool == pool && i.Contains(k.addr) {
-					p.ghosts[k] = gone
-				}
+	for _, gone := range slices.Sorted(maps.Keys(p.proc.views)) {
+		for k := range p.proc.views[gone].endpoints {
+			if k.pool == pool && i.Contains(k.addr) && p.disk.tellsRemoved(gone) {
+				p.ghosts[k] = gone
 			}
 		}
 	}

@@ -1,0 +1,120 @@
+package sim
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+	"testing/cryptotest"
+	"testing/synctest"
+	"time"
+
+	"weave/ipam"
+	"weave/ipam/ring"
+)
+
+// unheard is a plan in which hosts hear little but answers.
+var unheard = Plan{
+	Seed: 1, Hosts: 4, Groups: 1, Quiet: true, Rates: rates{cast: 1, delay: time.Millisecond},
+	Pools: []netip.Prefix{netip.MustParsePrefix("10.32.1.0/28")}, Subs: []netip.Prefix{netip.MustParsePrefix("10.32.1.0/29")},
+}
+
+// TestBothEndsOfAGiftAreRemoved has a host give an address to another, of which
+// nobody else hears, and both die and be removed. The heir of the giver gets the
+// address with the rest, while on the disk of the receiver, who has another
+// heir, it still is the receiver's. In the end both come back.
+func TestBothEndsOfAGiftAreRemoved(t *testing.T) {
+	for _, announced := range []bool{false, true} {
+		for _, giverFirst := range []bool{false, true} {
+			t.Run(fmt.Sprintf("container announced: %v, giver removed first: %v", announced, giverFirst), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					cryptotest.SetGlobalRandom(t, 1)
+					o := play(unheard, func(w *world) { removeBothEnds(t, w, announced, giverFirst) })
+					if o.Bug != nil || t.Failed() {
+						t.Errorf("%v\n%s", o.Bug, o.Trace())
+					}
+				})
+			})
+		}
+	}
+}
+
+func removeBothEnds(t *testing.T, w *world, announced, giverFirst bool) {
+	pool, addr := w.plan.Pools[0], netip.MustParseAddr("10.32.1.5")
+	for _, h := range w.hosts {
+		_ = w.result(func(done func(error)) {
+			w.requestPool(h.proc, pool, netip.Prefix{}, 0, time.Minute, func(_ string, err error) { done(err) })
+		})
+	}
+	var giver *host
+	var others []*host
+	for _, h := range w.hosts {
+		if h.owner(pool, addr) == h.peer.id {
+			giver = h
+		} else {
+			others = append(others, h)
+		}
+	}
+	receiver, heir, other := others[0], others[1], others[2]
+	claim := func(h *host) error {
+		return w.result(func(done func(error)) { w.lease(h.proc, pool.String(), addr, 0, time.Minute, done) })
+	}
+	remove := func(by, h *host) error {
+		return w.result(func(done func(error)) { w.removePeer(by.proc, h.peer.id, 0, done) })
+	}
+
+	if err := claim(receiver); err != nil {
+		t.Fatal(err)
+	}
+	w.mu.Lock()
+	if announced {
+		heir.proc.see(receiver.peer.id, receiver.peer.own)
+	}
+	w.mu.Unlock()
+	w.crash(giver)
+	w.crash(receiver)
+	w.sleep(3 * time.Second) // until the others have noticed
+	if owner := heir.owner(pool, addr); owner != giver.peer.id {
+		t.Fatalf("%s is %s's, as %s knows", addr, owner, heir)
+	}
+	var errs []error
+	if giverFirst {
+		errs = append(errs, remove(heir, giver), remove(other, receiver))
+	} else {
+		errs = append(errs, remove(other, receiver), remove(heir, giver))
+	}
+	w.sleep(settleEvery)
+	if err := errors.Join(errs...); err != nil || heir.owner(pool, addr) != heir.peer.id || receiver.owner(pool, addr) != receiver.peer.id {
+		t.Errorf("%v; %s is %s's, says %s, and %s's, says %s", err, addr, heir.owner(pool, addr), heir, receiver.owner(pool, addr), receiver)
+	}
+	w.crash(heir) // what was announced is known from the disk only
+	w.boot(heir)
+	if err := claim(heir); announced && !errors.Is(err, ipam.ErrInUse) || !announced && err != nil {
+		t.Errorf("%s claims %s: %v", heir, addr, err)
+	}
+	w.check()
+}
+
+// result is what a call that begins now comes to.
+func (w *world) result(begin func(done func(error))) error {
+	err := errors.New("no answer")
+	w.mu.Lock()
+	begin(func(e error) { err = e })
+	w.mu.Unlock()
+	for range 100 {
+		w.sleep(10 * time.Millisecond)
+		w.mu.Lock()
+		busy := w.busy
+		w.mu.Unlock()
+		if busy == 0 {
+			break
+		}
+	}
+	return err
+}
+
+// owner is who owns an address, as on the disk of this host.
+func (h *host) owner(pool netip.Prefix, addr netip.Addr) ring.Peer {
+	owner, _ := h.peer.disk.rings[pool].Owner(addr)
+	return owner
+}
