@@ -54,6 +54,10 @@ type probe struct {
 	wait time.Duration
 }
 
+// Watch has the link watched closely for a while, for somebody who carries frames
+// beside it and lives by its being direct.
+func (l *Link) Watch() { l.use() }
+
 // use notes that the link carries something, whichever way, so that it is watched
 // closely.
 func (l *Link) use() {
@@ -82,7 +86,9 @@ func (t *Transport) Direct() []id.PeerID {
 func (t *Transport) reachedBy(p *peer, by hop, now time.Time) {
 	if !by.direct() {
 		if !p.up.Load() {
+			by.peer = p.id // who passed it on may have named another
 			p.path.Store(&by)
+			p.proved.Store(t.since(now))
 		}
 		return
 	}
@@ -90,8 +96,8 @@ func (t *Transport) reachedBy(p *peer, by hop, now time.Time) {
 	t.proof(&p.Link, t.since(now))
 }
 
-// proof notes that the path, which is direct, works both ways. The caller has mu,
-// or is the receive goroutine.
+// proof notes that the path, which is direct, works both ways. The caller has mu:
+// else control could make the path another meanwhile.
 func (t *Transport) proof(l *Link, now int64) {
 	l.proved.Store(now)
 	if !l.up.Load() {
@@ -127,6 +133,7 @@ func (t *Transport) observe(p *peer, now time.Time) {
 	if !p.up.Load() {
 		if path := p.path.Load(); path.direct() && t.next(p.id) != nil {
 			by := relayed(p.id)
+			p.proved.Store(0)
 			p.path.Store(&by)
 			p.nextPing = now
 		}
@@ -245,15 +252,15 @@ func (r *receiver) ponged(l *Link, body []byte) {
 		return
 	}
 	switch {
-	case r.from == *path:
 	case r.from.direct() && (!path.direct() || !l.up.Load()):
-		t.shorten(l, r.from)
+		t.shorten(l, r.from, now)
+	case r.from == *path:
+		l.proved.Store(now)
 	default:
 		return
 	}
 	l.rtt.Store(max(took, 1))
 	if r.from.direct() {
-		t.proof(l, now)
 		if seen, ok := wire.ParseAddr(body[pingLen:]); ok {
 			t.seenAt(l, seen)
 		}
@@ -283,11 +290,12 @@ func (t *Transport) Seen() []netip.AddrPort {
 	return slices.Compact(out)
 }
 
-// shorten makes a path direct.
-func (t *Transport) shorten(l *Link, by hop) {
+// shorten makes a path direct that has just proved to work.
+func (t *Transport) shorten(l *Link, by hop, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l.path.Store(&by)
+	t.proof(l, now)
 	if p := t.peers[l.id]; p != nil && &p.Link == l {
 		p.addCandidates(by.addr)
 	}

@@ -102,6 +102,9 @@ func TestRelays(t *testing.T) {
 			if s := a.status(b.self); !s.Relayed || s.Addr.IsValid() || len(s.Candidates) != 0 {
 				t.Errorf("status %+v", s)
 			}
+			if addr, ok := a.Link(b.self).Path(); !ok || addr.IsValid() {
+				t.Errorf("path %s, %v", addr, ok)
+			}
 			if s := a.status(l.nodes[1].self); s.Relayed || !s.Addr.IsValid() {
 				t.Errorf("neighbour's status %+v", s)
 			}
@@ -485,5 +488,71 @@ func TestRelayAllocatesNothing(t *testing.T) {
 		}
 	}); n > 0 {
 		t.Errorf("passing on allocates %v times", n)
+	}
+}
+
+// A link never counts as direct while its path is not, whatever the peer answers
+// while control gives the direct path up.
+func TestProofIsOfThePath(t *testing.T) {
+	a, aw := startRouted(t, "127.0.0.1")
+	b, c := start(t, "127.0.0.2"), start(t, "127.0.0.3")
+	connect(t, a, b)
+	connect(t, a, c)
+	aw.set(b, c)
+	a.stop() // what follows does the work of its goroutines
+	l := a.Link(b.self)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r := newReceiver(a.Transport)
+		for range 100_000 {
+			r.from = direct(b.addr)
+			r.ponged(l, wire.AppendAddr(a.pingBody(time.Now()), a.addr))
+		}
+	}()
+	for {
+		a.mu.Lock()
+		p := a.peers[b.self]
+		a.lost(p)
+		a.observe(p, time.Now())
+		up, direct := p.up.Load(), p.path.Load().direct()
+		a.mu.Unlock()
+		if up && !direct {
+			t.Error("said to be direct with a path by relays")
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
+// A way by relays is told of only when it has been seen to work, and what a relay
+// says of where a datagram comes from decides nothing.
+func TestForgedOrigin(t *testing.T) {
+	l := startLine(t, 3)
+	a, b := l.meet(t)
+	link := a.Link(b.self)
+	link.proved.Store(0)
+	if _, ok := link.Path(); ok {
+		t.Error("a way by relays is told of before an answer came")
+	}
+	await(t, "an answer", func() bool { _, ok := link.Path(); return ok })
+
+	d := wire.AppendItem(make([]byte, wire.HeaderLen), wire.KindKeepalive, nil)
+	d = append(d, make([]byte, wire.TagLen)...)
+	if err := b.Link(a.self).Seal(d); err != nil {
+		t.Fatal(err)
+	}
+	body := make([]byte, wire.RelayHeaderLen)
+	wire.RelayHeader{Hops: 9, To: a.self, From: l.nodes[1].self}.Put(body)
+	a.stop() // what follows does the work of its goroutines
+	r := newReceiver(a.Transport)
+	r.now, r.from = time.Now(), direct(l.nodes[1].addr)
+	link.path.Store(nil) // so that the datagram decides
+	r.relay(a.Link(l.nodes[1].self), append(body, d...))
+	if path := link.path.Load(); path == nil || *path != relayed(b.self) {
+		t.Errorf("path %v", path)
 	}
 }
