@@ -115,7 +115,7 @@ func (t *Transport) serve(c net.Conn, from netip.AddrPort) {
 	}
 	s.onClose = func() { t.inbound.forget(c) }
 	if kind == wire.StreamRelay {
-		t.relayStream(s)
+		t.relayStream(s, peer)
 		return
 	}
 	t.deliver(peer, kind, s)

@@ -332,6 +332,17 @@ func TestCircles(t *testing.T) {
 		t.Errorf("passed on %d times, want %d", n, maxHops-1)
 	}
 
+	before := b.Relayed().Datagrams + c.Relayed().Datagrams + d.Relayed().Datagrams
+	far := make([]byte, wire.RelayHeaderLen+100)
+	wire.RelayHeader{Hops: 255, To: x.self, From: a.self}.Put(far) // more than there are
+	if err := a.Send(b.self, wire.KindRelay, far); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the last hop", func() bool { return b.dropped(dropHops)+c.dropped(dropHops)+d.dropped(dropHops) == 2 })
+	if n := b.Relayed().Datagrams + c.Relayed().Datagrams + d.Relayed().Datagrams - before; n != maxHops {
+		t.Errorf("passed on %d times, want %d", n, maxHops)
+	}
+
 	cw.set(x, b) // where it came from
 	if err := a.send(make([]byte, 100), 100, relayed(x.self)); err != nil {
 		t.Fatal(err)
@@ -456,6 +467,71 @@ func TestRelayedStreamsAreRefused(t *testing.T) {
 	_ = c.Close()
 	if r.dropped(dropHops) != 1 {
 		t.Error("a stream without hops was not counted")
+	}
+}
+
+// A stream that is passed on may be silent one way for as long as the other is not.
+func TestOneWayStreamIsPassedOn(t *testing.T) {
+	const idle = 200 * time.Millisecond
+	a, left := net.Pipe()
+	right, b := net.Pipe()
+	ended := make(chan struct{})
+	go func() { defer close(ended); join(left, right, idle) }()
+	began := time.Now()
+	for time.Since(began) < 3*idle {
+		if _, err := a.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(b, make([]byte, 1)); err != nil {
+			t.Fatalf("cut after %s: %v", time.Since(began), err)
+		}
+	}
+	take(t, "end of a stream that is idle", ended)
+	_, _ = a.Close(), b.Close()
+}
+
+// A stream that came from where its way leads is not passed back, nor is a relay
+// that ends held up by one that it is opening.
+func TestStreamsAreNotPassedBack(t *testing.T) {
+	a, aw := startRouted(t, "127.0.0.1")
+	b, bw := startRouted(t, "127.0.0.2")
+	c, cw := startRouted(t, "127.0.0.3")
+	x := testIdentity(t).ID
+	connect(t, a, b)
+	connect(t, b, c)
+	aw.next[x], bw.next[x], cw.next[x] = b.self, c.self, b.self
+	open := func() {
+		t.Helper()
+		s, err := a.dialBare(within(t, 10*time.Second), relayed(x))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+	}
+	open()
+	await(t, "the stream to end", func() bool { return c.dropped(dropNoRoute) == 1 })
+	if n := b.dropped(dropHops) + c.dropped(dropHops) + b.dropped(dropNoRoute); n != 0 {
+		t.Errorf("it went back: %d", n)
+	}
+	// A neighbour whose port takes connections and says nothing:
+	mute, err := net.Listen("tcp", "127.0.0.4:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	dead := direct(mute.Addr().(*net.TCPAddr).AddrPort())
+	c.stop()
+	b.Link(c.self).path.Store(&dead)
+	open()
+	in, err := mute.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	began := time.Now()
+	b.stop()
+	if took := time.Since(began); took > dialTimeout/2 {
+		t.Errorf("Run ended after %s", took)
 	}
 }
 

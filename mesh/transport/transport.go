@@ -36,6 +36,8 @@ type Transport struct {
 	port   uint16
 	closed chan struct{}
 	closer sync.Once
+	life   context.Context // ends when closed is closed
+	die    context.CancelFunc
 
 	running  atomic.Bool
 	relinked atomic.Bool // a link came or went: for control to tell Config.Linked
@@ -91,6 +93,7 @@ func New(cfg Config) (*Transport, error) {
 		pendings: newPendings(),
 		refusals: refusals{},
 	}
+	t.life, t.die = context.WithCancel(context.Background())
 	t.links.Store(&map[id.PeerID]*Link{})
 	t.trains.New = func() any { return newRelayTrain() }
 	return t, nil
@@ -149,6 +152,7 @@ func (t *Transport) Close() error {
 	var err error
 	t.closer.Do(func() {
 		close(t.closed)
+		t.die()
 		err = errors.Join(t.conn.Close(), t.tcp.Close())
 		t.inbound.close()
 	})
