@@ -270,7 +270,7 @@ func (r *receiver) ponged(l *Link, body []byte) {
 // seenAt takes note of where a peer sees us.
 func (t *Transport) seenAt(l *Link, a netip.AddrPort) {
 	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
-	if old := l.seen.Load(); !a.IsValid() || old != nil && *old == a {
+	if old := l.seen.Load(); !usable(a) || old != nil && *old == a {
 		return
 	}
 	l.seen.Store(&a)
