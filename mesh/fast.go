@@ -55,7 +55,7 @@ func (s sealed) Path(p id.PeerID) (netip.AddrPort, bool) {
 // Away implements vxlan.Mesh.
 func (s sealed) Away() (away []netip.Addr) {
 	for _, p := range s.n.known.list() {
-		if _, linked := s.Path(p); linked {
+		if _, linked := s.Path(p); linked { // by others too
 			continue
 		}
 		kp, _ := s.n.known.get(p)
@@ -64,6 +64,13 @@ func (s sealed) Away() (away []netip.Addr) {
 		}
 	}
 	return away
+}
+
+// Watch implements vxlan.Mesh.
+func (s sealed) Watch(p id.PeerID) {
+	if link := s.n.transport.Link(p); link != nil {
+		link.Watch()
+	}
 }
 
 // SendReport implements vxlan.Mesh. One that is lost is followed by others.

@@ -17,6 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weave/mesh/vni"
+
+	"weave/test/netlab"
 )
 
 // TestFastPath follows a connection between containers through all that may
@@ -52,6 +54,19 @@ func TestFastPath(t *testing.T) {
 		boxes[0].bulk(boxes[1])
 	})
 	t.Run("blocked", func(t *testing.T) { blocked(t, a, b, s, boxes, ears, group) })
+	t.Run("relayed", func(t *testing.T) {
+		s.longest()
+		must(t, l.net.CutLink(a.Host, b.Host, netlab.AllIP))
+		await(t, "frames to go by the third host", func() bool {
+			_, why := a.fast(b)
+			return why == "it is reached through other hosts"
+		})
+		s.awaitAnswers(t, 10)
+		t.Logf("the connection stood still for %s", s.longest()) // of it TCP alone makes up to a half
+		must(t, l.net.HealLink(a.Host, b.Host))
+		l.awaitFast(l.hosts...)
+		s.awaitAnswers(t, 10)
+	})
 	t.Run("plugin killed", func(t *testing.T) { killed(t, l, s, boxes) })
 	t.Run("another peer leaves", func(t *testing.T) {
 		l.hosts[2].call("leave", blue)

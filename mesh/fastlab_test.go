@@ -208,7 +208,7 @@ func (h *fastHost) status() (s hostStatus) {
 // fast tells whether frames to another host go by VXLAN, and why.
 func (h *fastHost) fast(other *fastHost) (bool, string) {
 	for _, p := range h.status().Peers {
-		if strings.HasPrefix(p.Addr, other.IP4().String()+":") {
+		if p.Name == other.Name() {
 			return p.Fast, p.Why
 		}
 	}

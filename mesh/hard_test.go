@@ -10,9 +10,6 @@ import (
 	"weave/test/netlab"
 )
 
-// hardMTU is what the tunnel leaves of an underlay of 1500.
-const hardMTU = 1390
-
 // hardLab is a fastLab whose hosts have a password, and a container each on one
 // segment.
 type hardLab struct {

@@ -23,7 +23,7 @@ const (
 const (
 	// relinkDelay gathers changes of links that come together, as when a host dies.
 	relinkDelay = 20 * time.Millisecond
-	// relinkGap is what lies between two records of ours at least.
+	// relinkGap is what lies between two publications of ours at least.
 	relinkGap = 250 * time.Millisecond
 )
 
@@ -90,28 +90,39 @@ const (
 	linksWait // it is another, but was published just now
 )
 
-// relink finds the ways, and publishes our links if they changed and may is set; our addresses
-// too.
+// relink finds the ways, and publishes our links and addresses if they changed and
+// may is set.
 func (n *Node) relink(may bool) linksOutcome {
 	self := n.cfg.Identity.ID
 	direct := n.transport.Direct()
-	if c := n.candidates(); !slices.Equal(c, n.routes.candidates) {
-		n.routes.candidates = c
-		n.gossip.SetCandidates(c)
-	}
-	own := route.Describe(direct, n.others(direct))
+	candidates := n.candidates()
+	moved := !slices.Equal(candidates, n.routes.candidates)
 	n.mu.Lock()
 	told := maps.Clone(n.index.links)
 	n.mu.Unlock()
 	old, was := told[self]
+	delete(told, self)
+	own := route.Describe(direct, n.others(direct, told))
 	told[self] = own
 	n.routes.table.Store(route.Compute(self, direct, told, n.routes.table.Load()))
+	same := was && old.Equal(own)
 	switch {
-	case was && old.Equal(own):
+	case same && !moved:
 		return linksSame
-	case !may:
+	case !may: // peers say where they see us, and could say otherwise with each pong
 		return linksWait
 	}
+	if moved {
+		n.routes.candidates = candidates
+		n.gossip.SetCandidates(candidates)
+	}
+	if !same {
+		n.publishLinks(own)
+	}
+	return linksPublished
+}
+
+func (n *Node) publishLinks(own route.Links) {
 	value, err := own.Encode()
 	if err == nil {
 		n.publish.Lock()
@@ -121,13 +132,13 @@ func (n *Node) relink(may bool) linksOutcome {
 	if err != nil {
 		n.log.WithError(err).Error("whom this host reaches is not published: others will not relay through it")
 	}
-	return linksPublished
 }
 
-// others lists the peers that a record of links is about: those that live, and
-// those that have a link with us.
-func (n *Node) others(direct []id.PeerID) []id.PeerID {
-	all := slices.Concat(n.Alive(), direct)
+// others lists the peers that a record of links is about: those that live, those
+// that have a link with us, and those that told of theirs. Such a one may be dead,
+// and its word stays: who did not contradict would be taken for a way to it.
+func (n *Node) others(direct []id.PeerID, told map[id.PeerID]route.Links) []id.PeerID {
+	all := slices.AppendSeq(slices.Concat(n.Alive(), direct), maps.Keys(told))
 	slices.SortFunc(all, id.PeerID.Compare)
 	return slices.Compact(all)
 }

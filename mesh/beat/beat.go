@@ -121,6 +121,10 @@ func (p *Path) Up() bool { return p.state == Up }
 // State tells more.
 func (p *Path) State() State { return p.state }
 
+// Quiet reports whether the peer should have reported by now. That is no verdict,
+// but a reason to see whether its reports can get here.
+func (p *Path) Quiet(now time.Time) bool { return now.Sub(p.told) > Overdue-Interval/2 }
+
 // Probe returns the probe to be sent now, false if there is none this time.
 func (p *Path) Probe(now time.Time) (_ Probe, due bool) {
 	p.ticks++

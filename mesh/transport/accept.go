@@ -151,7 +151,7 @@ func (t *Transport) serve(c net.Conn, from netip.AddrPort) {
 func (t *Transport) dispatch(peer id.PeerID, kind wire.StreamKind, s *stream) {
 	switch kind {
 	case wire.StreamRelay:
-		t.relayStream(s)
+		t.relayStream(s, peer)
 	case wire.StreamCallback:
 		t.calledBack(peer, s)
 	case wire.StreamDatagrams:

@@ -94,11 +94,12 @@ func (l *Link) sendTo(buf []byte, size int, to hop) error {
 	return nil
 }
 
-// Path returns the address in use, false while there is no session, or while
-// the peer is reached through others.
+// Path returns the address in use, which is not valid while the peer is reached
+// through others; false while there is no session, or while it is not known
+// whether others reach the peer.
 func (l *Link) Path() (netip.AddrPort, bool) {
 	path := l.path.Load()
-	if path == nil || !path.direct() || l.current.Load() == nil {
+	if path == nil || l.current.Load() == nil || !path.direct() && l.proved.Load() == 0 {
 		return netip.AddrPort{}, false
 	}
 	return path.addr, true

@@ -54,6 +54,10 @@ type probe struct {
 	wait time.Duration
 }
 
+// Watch has the link watched closely for a while, for somebody who carries frames
+// beside it and lives by its being direct.
+func (l *Link) Watch() { l.use() }
+
 // use notes that the link carries something, whichever way, so that it is watched
 // closely.
 func (l *Link) use() {
@@ -83,14 +87,18 @@ func (t *Transport) reachedBy(p *peer, by hop, now time.Time) {
 	if path := p.path.Load(); path != nil && p.up.Load() && path.rank() > by.rank() {
 		return // they have a reason, but that is for our own pings to tell
 	}
-	p.path.Store(&by)
-	if by.direct() {
-		t.proof(&p.Link, t.since(now))
+	if !by.direct() {
+		by.peer = p.id // who passed it on may have named another
+		p.path.Store(&by)
+		p.proved.Store(t.since(now))
+		return
 	}
+	p.path.Store(&by)
+	t.proof(&p.Link, t.since(now))
 }
 
-// proof notes that the path, which is direct, works both ways. The caller has mu,
-// or is the receive goroutine.
+// proof notes that the path, which is direct, works both ways. The caller has mu:
+// else control could make the path another meanwhile.
 func (t *Transport) proof(l *Link, now int64) {
 	l.proved.Store(now)
 	if !l.up.Load() {
@@ -127,6 +135,7 @@ func (t *Transport) observe(p *peer, now time.Time) {
 	if !p.up.Load() && path.direct() {
 		if by, ok := t.wayRound(p); ok && by != *path {
 			path = &by
+			p.proved.Store(0)
 			p.path.Store(path)
 			p.nextPing = now
 		}
@@ -269,15 +278,15 @@ func (r *receiver) ponged(l *Link, body []byte) {
 		return
 	}
 	switch {
-	case r.from == *path:
 	case r.from.rank() > path.rank(), r.from.direct() && !l.up.Load():
-		t.improve(l, r.from)
+		t.improve(l, r.from, now)
+	case r.from == *path:
+		l.proved.Store(now)
 	default:
 		return
 	}
 	l.rtt.Store(max(took, 1))
 	if r.from.direct() {
-		t.proof(l, now)
 		if seen, ok := wire.ParseAddr(body[pingLen:]); ok {
 			t.seenAt(l, seen)
 		}
@@ -287,7 +296,7 @@ func (r *receiver) ponged(l *Link, body []byte) {
 // seenAt takes note of where a peer sees us.
 func (t *Transport) seenAt(l *Link, a netip.AddrPort) {
 	a = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
-	if old := l.seen.Load(); !a.IsValid() || old != nil && *old == a {
+	if old := l.seen.Load(); !usable(a) || old != nil && *old == a {
 		return
 	}
 	l.seen.Store(&a)
@@ -307,11 +316,12 @@ func (t *Transport) Seen() []netip.AddrPort {
 	return slices.Compact(out)
 }
 
-// improve takes a better path.
-func (t *Transport) improve(l *Link, by hop) {
+// improve takes a better path, which has just proved to work.
+func (t *Transport) improve(l *Link, by hop, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	l.path.Store(&by)
+	t.proof(l, now)
 	if p := t.peers[l.id]; p != nil && &p.Link == l {
 		p.addCandidates(by.addr)
 	}

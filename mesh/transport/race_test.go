@@ -2,5 +2,6 @@
 
 package transport
 
-// A sync.Pool forgets at random under the race detector.
-func init() { poolForgets = true }
+// poolForgets is set where what a sync.Pool gives is new now and then: the race
+// detector has it forget at random.
+const poolForgets = true

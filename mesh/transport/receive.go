@@ -173,6 +173,9 @@ func (r *receiver) sealed(h wire.Header, d []byte) {
 		return
 	}
 	l, now := e.link, t.since(r.now)
+	if !r.from.direct() {
+		r.from.peer = l.id // who passed it on may have named another
+	}
 	if e.heard.Load() != now { // storing costs more
 		e.heard.Store(now)
 		l.heard.Store(now)

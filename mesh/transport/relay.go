@@ -173,7 +173,7 @@ func (r *receiver) pass(l *Link, h wire.RelayHeader, datagram []byte) {
 		t.drops.add(dropNoRoute)
 		return
 	}
-	h.Hops--
+	h.Hops = min(h.Hops, maxHops) - 1
 	if err := r.onward.add(next, h, datagram); err != nil {
 		t.drops.add(dropNoRoute)
 		return

@@ -2,11 +2,8 @@ package transport
 
 import (
 	"bytes"
-	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -102,6 +99,9 @@ func TestRelays(t *testing.T) {
 			await(t, "round trip measured", func() bool { return a.status(b.self).RTT > 0 })
 			if s := a.status(b.self); !s.Relayed || s.Addr.IsValid() || len(s.Candidates) != 0 {
 				t.Errorf("status %+v", s)
+			}
+			if addr, ok := a.Link(b.self).Path(); !ok || addr.IsValid() {
+				t.Errorf("path %s, %v", addr, ok)
 			}
 			if s := a.status(l.nodes[1].self); s.Relayed || !s.Addr.IsValid() {
 				t.Errorf("neighbour's status %+v", s)
@@ -340,6 +340,17 @@ func TestCircles(t *testing.T) {
 		t.Errorf("passed on %d times, want %d", n, maxHops-1)
 	}
 
+	before := b.Relayed().Datagrams + c.Relayed().Datagrams + d.Relayed().Datagrams
+	far := make([]byte, wire.RelayHeaderLen+100)
+	wire.RelayHeader{Hops: 255, To: x.self, From: a.self}.Put(far) // more than there are
+	if err := a.Send(b.self, wire.KindRelay, far); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the last hop", func() bool { return b.dropped(dropHops)+c.dropped(dropHops)+d.dropped(dropHops) == 2 })
+	if n := b.Relayed().Datagrams + c.Relayed().Datagrams + d.Relayed().Datagrams - before; n != maxHops {
+		t.Errorf("passed on %d times, want %d", n, maxHops)
+	}
+
 	cw.set(x, b) // where it came from
 	if err := a.send(make([]byte, 100), 100, relayed(x.self)); err != nil {
 		t.Fatal(err)
@@ -372,108 +383,6 @@ func TestRelayInRelay(t *testing.T) {
 	await(t, "it to be dropped", func() bool { return b.dropped(dropMalformed) == before+1 })
 }
 
-func TestRelayedStreams(t *testing.T) {
-	t.Parallel()
-	type inbound struct {
-		from id.PeerID
-		kind wire.StreamKind
-		c    net.Conn
-	}
-	streams := make(chan inbound, 1)
-	l := startLine(t, 4, func(c *Config) {
-		c.Stream = func(from id.PeerID, kind wire.StreamKind, c net.Conn) { streams <- inbound{from, kind, c} }
-	})
-	a, b := l.meet(t)
-	out, err := a.Dial(within(t, 10*time.Second), b.self, wire.StreamSync)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := take(t, "stream", streams)
-	if in.from != a.self || in.kind != wire.StreamSync {
-		t.Errorf("stream of kind %d from %s", in.kind, in.from)
-	}
-	data := make([]byte, 1<<20)
-	if _, err := rand.Read(data); err != nil {
-		t.Fatal(err)
-	}
-	for _, d := range []struct{ from, to net.Conn }{{out, in.c}, {in.c, out}} {
-		sent := make(chan error, 1)
-		go func() { _, err := d.from.Write(data); sent <- err }()
-		got := make([]byte, len(data))
-		if _, err := io.ReadFull(d.to, got); err != nil || !bytes.Equal(got, data) {
-			t.Fatal("not what was sent", err)
-		}
-		if err := <-sent; err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := out.Close(); err != nil {
-		t.Error(err)
-	}
-	if _, err := in.c.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("after the other side closed: %v", err)
-	}
-	_ = in.c.Close()
-	for _, r := range l.nodes[1:3] {
-		await(t, "relay to be done", func() bool { return r.passing.Load() == 0 })
-	}
-}
-
-// A relay that ends cuts the streams that it passes on.
-func TestRelayOfStreamsEnds(t *testing.T) {
-	t.Parallel()
-	streams := make(chan net.Conn, 1)
-	l := startLine(t, 3, func(c *Config) {
-		c.Stream = func(_ id.PeerID, _ wire.StreamKind, c net.Conn) { streams <- c }
-	})
-	a, b := l.meet(t)
-	out, err := a.Dial(within(t, 10*time.Second), b.self, wire.StreamSync)
-	if err != nil {
-		t.Fatal(err)
-	}
-	in := take(t, "stream", streams)
-	l.nodes[1].stop()
-	for _, c := range []net.Conn{out, in} {
-		if _, err := c.Read(make([]byte, 1)); err != io.ErrUnexpectedEOF {
-			t.Errorf("a cut stream reads %v", err)
-		}
-		_ = c.Close()
-	}
-}
-
-// Nobody is reached by way of a stream that no relay takes on.
-func TestRelayedStreamsAreRefused(t *testing.T) {
-	t.Parallel()
-	l := startLine(t, 3)
-	a, b := l.meet(t)
-	r := l.nodes[1]
-	r.passing.Store(maxRelayed)
-	if c, err := a.Dial(within(t, 10*time.Second), b.self, wire.StreamSync); err == nil {
-		t.Error("dialled through a busy relay")
-		_ = c.Close()
-	}
-	if n := r.dropped(dropBusy); n != 1 {
-		t.Errorf("%d dropped", n)
-	}
-	r.passing.Store(0)
-	l.ways[1].unset(b)
-	next := a.Link(r.self)
-	c, err := a.dialOnward(within(t, 10*time.Second), next, wire.RelayHeader{Hops: 0, To: testIdentity(t).ID, From: a.self})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
-		t.Errorf("a stream without hops: %v", err)
-	}
-	_ = c.Close()
-	if r.dropped(dropHops) != 1 {
-		t.Error("a stream without hops was not counted")
-	}
-}
-
-// poolForgets is set where what a sync.Pool gives is new now and then.
-var poolForgets bool
-
 // Neither end of a relayed way allocates for a datagram, nor does the relay.
 func TestRelayAllocatesNothing(t *testing.T) {
 	l := startLine(t, 3, func(c *Config) { c.tune.wrapConn = nil }) // what tests record is allocated
@@ -500,5 +409,73 @@ func TestRelayAllocatesNothing(t *testing.T) {
 		}
 	}); n > 0 {
 		t.Errorf("passing on allocates %v times", n)
+	}
+}
+
+// A link never counts as direct while its path is not, whatever the peer answers
+// while control gives the direct path up.
+func TestProofIsOfThePath(t *testing.T) {
+	t.Parallel()
+	a, aw := startRouted(t, "127.0.0.1")
+	b, c := start(t, "127.0.0.2"), start(t, "127.0.0.3")
+	connect(t, a, b)
+	connect(t, a, c)
+	aw.set(b, c)
+	a.stop() // what follows does the work of its goroutines
+	l := a.Link(b.self)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		r := newReceiver(a.Transport)
+		for range 100_000 {
+			r.from = direct(b.addr)
+			r.ponged(l, wire.AppendAddr(a.pingBody(time.Now()), a.addr))
+		}
+	}()
+	for {
+		a.mu.Lock()
+		p := a.peers[b.self]
+		a.lost(p)
+		a.observe(p, time.Now())
+		up, direct := p.up.Load(), p.path.Load().direct()
+		a.mu.Unlock()
+		if up && !direct {
+			t.Error("said to be direct with a path by relays")
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
+// A way by relays is told of only when it has been seen to work, and what a relay
+// says of where a datagram comes from decides nothing.
+func TestForgedOrigin(t *testing.T) {
+	t.Parallel()
+	l := startLine(t, 3)
+	a, b := l.meet(t)
+	link := a.Link(b.self)
+	link.proved.Store(0)
+	if _, ok := link.Path(); ok {
+		t.Error("a way by relays is told of before an answer came")
+	}
+	await(t, "an answer", func() bool { _, ok := link.Path(); return ok })
+
+	d := wire.AppendItem(make([]byte, wire.HeaderLen), wire.KindKeepalive, nil)
+	d = append(d, make([]byte, wire.TagLen)...)
+	if err := b.Link(a.self).Seal(d, len(d)); err != nil {
+		t.Fatal(err)
+	}
+	body := make([]byte, wire.RelayHeaderLen)
+	wire.RelayHeader{Hops: 9, To: a.self, From: l.nodes[1].self}.Put(body)
+	a.stop() // what follows does the work of its goroutines
+	r := newReceiver(a.Transport)
+	r.now, r.from = time.Now(), direct(l.nodes[1].addr)
+	link.path.Store(nil) // so that the datagram decides
+	r.relay(a.Link(l.nodes[1].self), append(body, d...))
+	if path := link.path.Load(); path == nil || *path != relayed(b.self) {
+		t.Errorf("path %v", path)
 	}
 }

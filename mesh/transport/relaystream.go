@@ -7,8 +7,10 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"weave/mesh/id"
 	"weave/mesh/wire"
 )
 
@@ -41,8 +43,9 @@ func (t *Transport) dialOnward(ctx context.Context, next *Link, h wire.RelayHead
 	return c, nil
 }
 
-// relayStream serves an inbound stream of kind StreamRelay, and closes it.
-func (t *Transport) relayStream(s *stream) {
+// relayStream serves an inbound stream of kind StreamRelay from a neighbour, and
+// closes it.
+func (t *Transport) relayStream(s *stream, from id.PeerID) {
 	h, err := readRelayHeader(s)
 	switch {
 	case err != nil:
@@ -51,7 +54,7 @@ func (t *Transport) relayStream(s *stream) {
 			return // it is whose it is for
 		}
 	default:
-		err = t.passStream(s, h)
+		err = t.passStream(s, from, h)
 	}
 	if err != nil {
 		t.log.WithError(err).Debug("relayed stream failed")
@@ -85,14 +88,15 @@ func (t *Transport) acceptRelayed(s *stream, h wire.RelayHeader) error {
 	return nil
 }
 
-// passStream passes a stream on until either side ends it.
-func (t *Transport) passStream(s *stream, h wire.RelayHeader) error {
+// passStream passes a stream on until either side ends it, or Close does. Like a
+// datagram it does not go back.
+func (t *Transport) passStream(s *stream, from id.PeerID, h wire.RelayHeader) error {
 	if h.Hops == 0 {
 		t.drops.add(dropHops)
 		return ErrNoRoute
 	}
 	next := t.towards(h.To)
-	if next == nil || next.id == h.From {
+	if next == nil || next.id == from || next.id == h.From {
 		t.drops.add(dropNoRoute)
 		return ErrNoRoute
 	}
@@ -102,39 +106,49 @@ func (t *Transport) passStream(s *stream, h wire.RelayHeader) error {
 		return ErrBusy
 	}
 	defer t.passing.Add(-1)
-	h.Hops--
-	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
-	defer cancel()
-	onward, err := t.dialOnward(ctx, next, h)
+	h.Hops = min(h.Hops, maxHops) - 1
+	onward, err := t.dialOnward(t.inbound.ctx, next, h)
 	if err != nil {
 		return err
 	}
-	var both sync.WaitGroup
-	for _, d := range []struct{ from, to net.Conn }{{s, onward}, {onward, s}} {
-		both.Go(func() {
-			pour(d.to, d.from)
-			_, _ = s.Close(), onward.Close()
-		})
-	}
-	both.Wait()
+	join(s, onward, relayIdle)
 	return nil
 }
 
-// pour copies until there is nothing for too long, or one of the two ends.
-func pour(to, from net.Conn) {
+// join copies both ways between two streams until one of them ends, or nothing
+// has gone either way for so long; then it closes both.
+func join(a, b net.Conn, idle time.Duration) {
+	var both sync.WaitGroup
+	var last atomic.Int64 // when something went, in nanoseconds since began
+	began := time.Now()
+	for _, d := range []struct{ from, to net.Conn }{{a, b}, {b, a}} {
+		both.Go(func() {
+			pour(d.to, d.from, idle, began, &last)
+			_, _ = a.Close(), b.Close()
+		})
+	}
+	both.Wait()
+}
+
+// pour is one half of join.
+func pour(to, from net.Conn, idle time.Duration, began time.Time, last *atomic.Int64) {
 	buf := make([]byte, relayChunk)
 	for {
-		if from.SetReadDeadline(time.Now().Add(relayIdle)) != nil {
+		if from.SetReadDeadline(began.Add(time.Duration(last.Load())+idle)) != nil {
 			return
 		}
 		n, err := from.Read(buf)
 		if n > 0 {
-			if to.SetWriteDeadline(time.Now().Add(relayIdle)) != nil {
+			last.Store(int64(time.Since(began)))
+			if to.SetWriteDeadline(time.Now().Add(idle)) != nil {
 				return
 			}
 			if _, err := to.Write(buf[:n]); err != nil {
 				return
 			}
+		}
+		if isTimeout(err) && time.Since(began) < time.Duration(last.Load())+idle {
+			continue // the other way is in use
 		}
 		if err != nil {
 			return

@@ -220,9 +220,12 @@ type world struct {
 	t     testing.TB
 	now   time.Time
 	hosts []*fakeHost
-	// cut tells which probes get lost, down which sessions there are not.
-	cut  func(from, to *fakeHost, frame []byte) bool
-	down func(a, b *fakeHost) bool
+	// cut tells which probes get lost, down which sessions there are not, relayed
+	// which go through others.
+	cut     func(from, to *fakeHost, frame []byte) bool
+	down    func(a, b *fakeHost) bool
+	relayed func(a, b *fakeHost) bool
+	mute    bool // reports get lost
 }
 
 // fakeHost is a Switch with all that it needs. It is its own Mesh, Tunnel and
@@ -243,6 +246,7 @@ type fakeHost struct {
 	bound   string
 	binds   int
 	beats   int      // probes and reports sent
+	watched int      // how often the mesh was asked to watch a peer
 	keys    []string // segments that it is on
 }
 
@@ -251,8 +255,9 @@ const meshPort, vxlanPort = 6783, 6784
 func newWorld(t testing.TB, n int) *world {
 	w := &world{
 		t: t, now: time.Unix(1_700_000_000, 0),
-		cut:  func(_, _ *fakeHost, _ []byte) bool { return false },
-		down: func(_, _ *fakeHost) bool { return false },
+		cut:     func(_, _ *fakeHost, _ []byte) bool { return false },
+		down:    func(_, _ *fakeHost) bool { return false },
+		relayed: func(_, _ *fakeHost) bool { return false },
 	}
 	for i := range n {
 		h := &fakeHost{
@@ -277,7 +282,11 @@ func (h *fakeHost) start() {
 
 func (h *fakeHost) Path(p id.PeerID) (netip.AddrPort, bool) {
 	for _, other := range h.w.hosts {
-		if other.self == p && !other.dead && !h.w.down(h, other) {
+		switch {
+		case other.self != p || other.dead || h.w.down(h, other):
+		case h.w.relayed(h, other):
+			return netip.AddrPort{}, true
+		default:
 			return other.addr, true
 		}
 	}
@@ -294,10 +303,12 @@ func (h *fakeHost) Away() (away []netip.Addr) {
 	return away
 }
 
+func (h *fakeHost) Watch(id.PeerID) { h.watched++ }
+
 func (h *fakeHost) SendReport(p id.PeerID, body []byte) {
 	h.beats++
 	for _, other := range h.w.hosts {
-		if other.self == p && !other.dead && !h.w.down(h, other) {
+		if other.self == p && !other.dead && !h.w.down(h, other) && !h.w.mute {
 			other.Heard(h.self, body)
 		}
 	}

@@ -83,6 +83,8 @@ func (s *Switch) look(x *peer, now time.Time) {
 // unfit says why VXLAN cannot go where a session goes.
 func (s *Switch) unfit(at netip.AddrPort) string {
 	switch {
+	case !at.IsValid():
+		return "it is reached through other hosts"
 	case at.Addr().Is4() != s.cfg.Local.Is4():
 		return fmt.Sprintf("it is reached at %s, but VXLAN runs between addresses like %s here", at.Addr(), s.cfg.Local)
 	case at.Addr().Zone() != "":

@@ -63,6 +63,9 @@ func (s *Switch) tick(now time.Time) {
 	idle := len(s.segments) == 0
 	for _, x := range s.peers {
 		s.look(x, now)
+		if x.linked && x.path != nil && x.path.Up() && x.path.Quiet(now) {
+			s.cfg.Mesh.Watch(x.id) // its plugin is down, or the way there is cut
+		}
 	}
 	s.mu.Unlock()
 	if idle {

@@ -133,6 +133,39 @@ func TestFallsBackAndReturns(t *testing.T) {
 	}
 }
 
+// TestRelayedPeer holds that a peer that others have to pass things on to is off
+// the fast path at once, and on it again when it is reached directly.
+func TestRelayedPeer(t *testing.T) {
+	w, a, b := pair(t)
+	w.awaitFast(a, b)
+	a.watched = 0
+	w.run(time.Minute)
+	if a.watched > 0 {
+		t.Errorf("a peer that reports is watched %d times", a.watched)
+	}
+	w.cut = func(_, _ *fakeHost, _ []byte) bool { return true }
+	w.mute = true
+	if took := w.until("a to ask what there is", func() bool { return a.watched > 0 }); took > 2*time.Second {
+		t.Errorf("asked after %s", took)
+	}
+	w.relayed = func(_, _ *fakeHost) bool { return true }
+	there := endpointOf(b.self, 1)
+	if took := w.until("a to fall back", func() bool { return a.port("a", there) == "tap" }); took > time.Second {
+		t.Errorf("took %s", took)
+	}
+	w.mute = false
+	w.step()
+	if fast, why := a.Peer(b.self); fast || !strings.Contains(why, "through other hosts") {
+		t.Errorf("Peer = %v, %q", fast, why)
+	}
+	if len(a.guard.allowed) != 0 {
+		t.Errorf("guard lets in %v", a.guard.allowed)
+	}
+	w.cut = func(_, _ *fakeHost, _ []byte) bool { return false }
+	w.relayed = func(_, _ *fakeHost) bool { return false }
+	w.awaitFast(a, b)
+}
+
 // TestNobodyGetsMulticastTwice holds the order of the two lists at each change.
 func TestNobodyGetsMulticastTwice(t *testing.T) {
 	w, a, b := pair(t)

@@ -63,12 +63,14 @@ import (
 // Mesh is what the fast path needs of the sealed one. It must not block, but for
 // Away.
 type Mesh interface {
-	// Path returns the underlay address that a peer's session uses, false if
-	// there is none now.
+	// Path returns the underlay address that a peer's session uses, which is not
+	// valid if that goes through other hosts; false if there is no session now.
 	Path(p id.PeerID) (netip.AddrPort, bool)
 	// Away returns the underlay addresses of the hosts of the cluster that there
 	// is no session with now.
 	Away() []netip.Addr
+	// Watch has the way that a peer's session takes watched closely for a while.
+	Watch(p id.PeerID)
 	// SendReport seals a report and sends it, once.
 	SendReport(p id.PeerID, body []byte)
 }

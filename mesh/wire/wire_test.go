@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"encoding/hex"
 	"errors"
+	"net/netip"
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"weave/mesh/id"
 )
 
 // The layout on the wire, byte by byte: a change here is a new Version.
@@ -15,6 +18,8 @@ func TestGolden(t *testing.T) {
 	Header{Type: TypeSealed, Version: Version, Index: 0x01020304, Counter: 0x1112131415161718}.Put(header)
 	frame := make([]byte, FrameHeaderLen)
 	FrameHeader{Segment: 0xa1a2a3a4a5a6a7a8, Flags: FlagTCP | FlagMore, Offsets: Offsets{HdrLen: 54, CsumStart: 34, CsumOffset: 16}}.Put(frame)
+	relay := make([]byte, RelayHeaderLen)
+	RelayHeader{Hops: 31, To: id.PeerID{1, 15: 2}, From: id.PeerID{3, 15: 4}}.Put(relay)
 	for name, tt := range map[string]struct {
 		got  []byte
 		want string
@@ -22,6 +27,10 @@ func TestGolden(t *testing.T) {
 		"header": {header, "05010000010203041112131415161718"},
 		"frame":  {frame, "a1a2a3a4a5a6a7a80a362210"},
 		"item":   {AppendItem([]byte{0xff}, KindPing, []byte{7, 8}), "ff0400020708"},
+		"relay":  {relay, "1f" + "01000000000000000000000000000002" + "03000000000000000000000000000004"},
+		"IPv4":   {AppendAddr(nil, netip.MustParseAddrPort("192.0.2.1:258")), "00000000000000000000ffffc0000201" + "0102"},
+		"IPv6":   {AppendAddr(nil, netip.MustParseAddrPort("[2001:db8::1]:258")), "20010db8000000000000000000000001" + "0102"},
+		"none":   {AppendAddr(nil, netip.AddrPort{}), "000000000000000000000000000000000000"},
 		"empty":  {AppendItem(nil, KindKeepalive, nil), "010000"},
 	} {
 		if got := hex.EncodeToString(tt.got); got != tt.want {
@@ -132,11 +141,36 @@ func TestShort(t *testing.T) {
 			t.Errorf("frame of %d: %v", n, err)
 		}
 	}
+	for n := range RelayHeaderLen {
+		if _, _, err := ParseRelay(make([]byte, n)); !errors.Is(err, ErrShort) {
+			t.Errorf("relay's header of %d: %v", n, err)
+		}
+	}
+}
+
+// Addresses come back as they were, and none that is not of one host.
+func TestAddr(t *testing.T) {
+	for text, want := range map[string]bool{
+		"192.0.2.1:1": true, "[2001:db8::1]:65535": true, "[::ffff:192.0.2.1]:1": true,
+		"192.0.2.1:0": false, "0.0.0.0:1": false, "[::]:1": false, "239.1.2.3:1": false, "[ff02::1]:1": false,
+	} {
+		a := netip.MustParseAddrPort(text)
+		got, ok := ParseAddr(AppendAddr(nil, a))
+		if ok != want || ok && got != netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) {
+			t.Errorf("%s: %s, %v", a, got, ok)
+		}
+	}
+	for _, n := range []int{0, AddrLen - 1, AddrLen + 1} {
+		if _, ok := ParseAddr(make([]byte, n)); ok {
+			t.Errorf("%d bytes taken for an address", n)
+		}
+	}
 }
 
 func FuzzDatagram(f *testing.F) {
 	frame := make([]byte, FrameHeaderLen+3)
 	f.Add(AppendItem(AppendItem(nil, KindFrame, frame), KindPing, []byte("x")))
+	f.Add(AppendItem(nil, KindRelay, make([]byte, RelayHeaderLen+3)))
 	f.Add([]byte{2, 0xff, 0xff, 0})
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -156,6 +190,13 @@ func FuzzDatagram(f *testing.F) {
 				h.Put(again)
 				if !bytes.Equal(append(again, fr...), body) {
 					t.Fatal("frame does not write back")
+				}
+			}
+			if h, d, err := ParseRelay(body); kind == KindRelay && err == nil {
+				again := make([]byte, RelayHeaderLen)
+				h.Put(again)
+				if !bytes.Equal(append(again, d...), body) {
+					t.Fatal("relay's item does not write back")
 				}
 			}
 			rest = next
