@@ -50,7 +50,7 @@ vulncheck: ## Look for known vulnerabilities, where their database can be reache
 	esac
 
 test: plugin ## Run all tests; those that need root skip without it, unless WEAVE_REQUIRE_ROOT=1
-	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off -skip '$(ALONE)' $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
+	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off -parallel 6 -skip '$(ALONE)' $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
 		-- -vet=off -count=1 -p 1 -run '$(ALONE)' ./plugin/daemon ./mesh ./ipam \
 		-- -vet=off -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
 		-- -C=test/bench -vet=off -count=1 -short ./...

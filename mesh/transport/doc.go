@@ -22,8 +22,9 @@
 //	pending: message 1 came, message 2 sent -> message 3 came: confirmed, and
 //	         a keepalive confirms it to the initiator
 //
-// Datagrams of a session go directly, to an address, or through other peers: see
-// path.go for which, and relay.go for how. Streams alike: relaystream.go.
+// Datagrams of a session go directly, by UDP or TCP, or through other peers: see
+// path.go for which, and pipe.go and relay.go for how. Streams alike:
+// callback.go and relaystream.go.
 //
 // What is sent to a peer is sealed under the session that was confirmed last;
 // older ones go on opening what arrives until they have been silent for a
