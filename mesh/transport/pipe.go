@@ -125,13 +125,6 @@ func (p *pipe) end() {
 	p.ended, p.queue = true, nil
 }
 
-// alive reports whether the pipe has not ended.
-func (p *pipe) alive() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return !p.ended
-}
-
 // runPipe carries datagrams of a stream of kind StreamDatagrams until it ends, and
 // closes it. This goroutine is one of the transport's, which waits for it.
 func (t *Transport) runPipe(c net.Conn, peer id.PeerID) {

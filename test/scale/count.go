@@ -124,11 +124,14 @@ const pingInterval = 5 * time.Second
 // all others: pings, pongs, and new keys. Each pair agrees on new keys by three
 // messages, a keepalive and a ping.
 func Sessions(peers int) float64 {
-	pings := float64(2*Ping) / pingInterval.Seconds()
-	keys := float64(3*ipUDP+handshake.Len1+handshake.Len2+handshake.Len3) + float64(datagram(0)) + 2*float64(2*Ping)
+	pings := float64(Ping+Pong) / pingInterval.Seconds()
+	keys := float64(3*ipUDP+handshake.Len1+handshake.Len2+handshake.Len3) + float64(datagram(0)) + 2*float64(Ping+Pong)
 	rekeys := keys / 2 / session.DefaultLimits().RekeyAge.Seconds()
 	return float64(peers-1) * (pings + rekeys)
 }
 
-// Ping is the size of a ping or pong on the wire, in bytes.
-const Ping = ipUDP + wire.HeaderLen + wire.ItemHeaderLen + 8 + wire.TagLen
+// Sizes of a ping and a pong on the wire, in bytes.
+const (
+	Ping = ipUDP + wire.HeaderLen + wire.ItemHeaderLen + 8 + wire.TagLen
+	Pong = Ping + wire.AddrLen
+)
