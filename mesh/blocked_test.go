@@ -17,10 +17,10 @@ func (h *fastHost) byTCP(other *fastHost) bool {
 	return false
 }
 
-// TestUDPIsBlocked holds that a host from which no UDP gets out is a full member all
+// TestLabUDPIsBlocked holds that a host from which no UDP gets out is a full member all
 // the same, by TCP, and takes UDP when it gets through; and that what is blocked later is
 // left within 3 s.
-func TestUDPIsBlocked(t *testing.T) {
+func TestLabUDPIsBlocked(t *testing.T) {
 	t.Parallel()
 	l := newHardLab(t)
 	var hosts []*netlab.Host
@@ -55,9 +55,9 @@ func TestUDPIsBlocked(t *testing.T) {
 	s.end(t)
 }
 
-// TestOnlyOnePortGetsOut holds that a host from which nothing gets out but TCP to
+// TestLabOnlyOnePortGetsOut holds that a host from which nothing gets out but TCP to
 // one port, or to a proxy, is a full member.
-func TestOnlyOnePortGetsOut(t *testing.T) {
+func TestLabOnlyOnePortGetsOut(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name  string

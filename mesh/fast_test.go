@@ -24,6 +24,7 @@ import (
 // TestFastPath follows a connection between containers through all that may
 // happen to the fast path.
 func TestFastPath(t *testing.T) {
+	t.Parallel()
 	l := newFastLab(t, 3)
 	var boxes []*container
 	for i, h := range l.hosts {
@@ -177,6 +178,7 @@ func forgetNeighbours(t *testing.T, c *container) {
 // TestFastPathIsolation holds that VXLAN brings nothing from segment to segment,
 // whatever a container sends.
 func TestFastPathIsolation(t *testing.T) {
+	t.Parallel()
 	l := newFastLab(t, 2)
 	a, b := l.hosts[0], l.hosts[1]
 	for _, h := range l.hosts {
@@ -313,6 +315,7 @@ func rawUDP(from, to netip.Addr, payload []byte) error {
 // TestPasswordNoVXLAN holds that with a password nothing goes by VXLAN, nor by
 // devices of an earlier run without one.
 func TestPasswordNoVXLAN(t *testing.T) {
+	t.Parallel()
 	l := newFastLab(t, 2)
 	for _, h := range l.hosts {
 		h.join(blue, "wv1")

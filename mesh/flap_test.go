@@ -16,9 +16,9 @@ import (
 	"weave/test/netlab"
 )
 
-// go test ./mesh -run TestFlappingLinks -flap=60s -flap-seed=7
+// go test ./mesh -run TestLabFlappingLinks -flap=60s -flap-seed=7
 var (
-	flapTime = flag.Duration("flap", 8*time.Second, "how long links go up and down in TestFlappingLinks")
+	flapTime = flag.Duration("flap", 8*time.Second, "how long links go up and down in TestLabFlappingLinks")
 	flapSeed = flag.Uint64("flap-seed", 1, "what they do is drawn from this")
 )
 
@@ -96,10 +96,10 @@ func (k *ticker) end() {
 	k.done.Wait()
 }
 
-// TestFlappingLinks has each link between five hosts go up and down at random.
+// TestLabFlappingLinks has each link between five hosts go up and down at random.
 // Nothing arrives twice or goes in circles meanwhile, and when the links have
 // settled all reach all within 5 s.
-func TestFlappingLinks(t *testing.T) {
+func TestLabFlappingLinks(t *testing.T) {
 	t.Parallel()
 	l := newHardLab(t)
 	hosts := l.startLine(5)

@@ -177,9 +177,9 @@ func (l *hardLab) everybody(what string) {
 	}
 }
 
-// TestPartialMesh holds that hosts of which not all reach each other are one
+// TestLabPartialMesh holds that hosts of which not all reach each other are one
 // switch, whatever way they are linked; and that what changes is followed.
-func TestPartialMesh(t *testing.T) {
+func TestLabPartialMesh(t *testing.T) {
 	t.Parallel()
 	l := newHardLab(t)
 	hosts := l.startLine(5)
@@ -223,9 +223,9 @@ func TestPartialMesh(t *testing.T) {
 	s.end(t) // it broke at none of the changes
 }
 
-// TestRelayIsKilled holds that the death of a host that passes traffic on is
+// TestLabRelayIsKilled holds that the death of a host that passes traffic on is
 // mended within 3 s, where there is another way, and breaks no connection.
-func TestRelayIsKilled(t *testing.T) {
+func TestLabRelayIsKilled(t *testing.T) {
 	t.Parallel()
 	l := newHardLab(t)
 	hosts := l.startLine(5)
@@ -249,8 +249,8 @@ func TestRelayIsKilled(t *testing.T) {
 	}
 }
 
-// TestLinkIsCut is the same for a link between two hosts that is cut, and mended.
-func TestLinkIsCut(t *testing.T) {
+// TestLabLinkIsCut is the same for a link between two hosts that is cut, and mended.
+func TestLabLinkIsCut(t *testing.T) {
 	t.Parallel()
 	l := newHardLab(t)
 	hosts := l.startLine(3)

@@ -13,12 +13,12 @@ import (
 	"weave/test/netlab"
 )
 
-// go test ./mesh -run TestManyHosts -many=50
-var many = flag.Int("many", 16, "hosts of TestManyHosts")
+// go test ./mesh -run TestLabManyHosts -many=50
+var many = flag.Int("many", 12, "hosts of TestLabManyHosts")
 
-// TestManyHosts joins many hosts through one seed, each a process in a namespace of
+// TestLabManyHosts joins many hosts through one seed, each a process in a namespace of
 // its own, and measures what they send each other when nothing happens.
-func TestManyHosts(t *testing.T) {
+func TestLabManyHosts(t *testing.T) {
 	const (
 		joinTime = 20 * time.Second
 		idleRate = 5000 // bytes per second and host

@@ -48,10 +48,10 @@ func (l *natLab) awaitWay(hops int) {
 	must(l.t, l.a.ask(l.b, "here", time.Second))
 }
 
-// TestNAT holds that two hosts behind NATs that map independently of whom they
+// TestLabNAT holds that two hosts behind NATs that map independently of whom they
 // talk to meet directly, whatever these let in, and others by the host that both
 // reach; and that a new mapping or address is followed.
-func TestNAT(t *testing.T) {
+func TestLabNAT(t *testing.T) {
 	t.Parallel()
 	l := newNATLab(t, netlab.PortRestricted)
 	l.awaitWay(1)
@@ -91,9 +91,9 @@ func TestNAT(t *testing.T) {
 	s.end(t)
 }
 
-// TestPortForwarding holds that a forwarded port on one side is enough where the
+// TestLabPortForwarding holds that a forwarded port on one side is enough where the
 // other is behind the worst of NATs, and nobody else is there.
-func TestPortForwarding(t *testing.T) {
+func TestLabPortForwarding(t *testing.T) {
 	t.Parallel()
 	l := newHardLab(t)
 	var hosts []*netlab.Host

@@ -4,16 +4,16 @@
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-# Tests on real Docker Engines run alone, after all others, and without the
-# race detector: what they test is other processes. The simulations come first
-# of these: they need all processors, and the detector makes them twenty times
-# slower. Before them all comes what measures time, which has the machine for
-# itself, and what crashes one goroutine again and again, where there is no race to
-# detect. The benchmark, last, is a module of its own. Nothing is vetted twice:
-# `make check` does that.
+# Under the race detector there are more packages, and more tests of each, at a
+# time than processors: many mostly wait. Then, without it, what measures time,
+# what crashes one goroutine again and again, and hosts that are processes of
+# their own. Tests on real Docker Engines run last, one package at a time; before
+# them the simulations, which need all processors, and which the detector would
+# make twenty times slower. The benchmark is a module of its own. Nothing is
+# vetted twice: `make check` does that.
 LAB_PACKAGES := ./test/sim ./test/scale ./test/dockerlab ./test/e2e
 LAB_TIMEOUT  := 20m
-ALONE        := ^(TestLeaseLatency|TestJoiningStaysFlat|TestCrashAtEachWrite.*)$$
+ALONE        := ^(TestLeaseLatency|TestJoiningStaysFlat|TestCrashAtEachWrite.*|TestFastPath.*|TestPasswordNoVXLAN|TestLab.*)$$
 
 # sudo has a PATH of its own, which seldom has Go; users' often lacks sbin.
 AS_ROOT := $(if $(SUDO),$(SUDO) env "PATH=$$PATH:/usr/local/sbin:/usr/sbin:/sbin")
@@ -50,8 +50,8 @@ vulncheck: ## Look for known vulnerabilities, where their database can be reache
 	esac
 
 test: plugin ## Run all tests; those that need root skip without it, unless WEAVE_REQUIRE_ROOT=1
-	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off -parallel 6 -skip '$(ALONE)' $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
-		-- -vet=off -count=1 -p 1 -run '$(ALONE)' ./plugin/daemon ./mesh ./ipam \
+	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off -count=1 -p 3 -parallel 6 -skip '$(ALONE)' $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
+		-- -vet=off -count=1 -p 1 -parallel 10 -run '$(ALONE)' ./plugin/daemon ./mesh ./ipam \
 		-- -vet=off -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
 		-- -C=test/bench -vet=off -count=1 -short ./...
 
