@@ -138,6 +138,7 @@ func TestPeerStatus(t *testing.T) {
 		{true, transport.StateConnecting, control.Connecting},
 		{false, transport.StateConnecting, control.Connecting},
 		{false, transport.StateDown, control.Down},
+		{true, transport.StateDown, control.Connecting},
 		{false, "", control.Down},
 	} {
 		x := mesh.Peer{ID: id.PeerID{1}, Nickname: "n", Alive: c.alive, Path: transport.PeerStatus{State: c.path, LastError: "e"}}

@@ -120,8 +120,8 @@ func peerStatus(x mesh.Peer) control.Peer {
 		case x.Path.Relayed:
 			out.Path, out.Hops, out.Frames = "relay", x.Route.Hops, control.Relay
 		}
-	case x.Path.State == transport.StateUp, x.Path.State == transport.StateConnecting:
-		out.State = control.Connecting
+	case x.Path.State == transport.StateUp, x.Path.State == transport.StateConnecting, x.Alive:
+		out.State = control.Connecting // down is who may be removed, and no member may
 	}
 	return out
 }
