@@ -123,7 +123,7 @@ func (p *Path) State() State { return p.state }
 
 // Quiet reports whether the peer should have reported by now. That is no verdict,
 // but a reason to see whether its reports can get here.
-func (p *Path) Quiet(now time.Time) bool { return now.Sub(p.told) > Overdue-Interval/2 }
+func (p *Path) Quiet(now time.Time) bool { return now.Sub(p.told) > Overdue }
 
 // Probe returns the probe to be sent now, false if there is none this time.
 func (p *Path) Probe(now time.Time) (_ Probe, due bool) {
