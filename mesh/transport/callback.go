@@ -54,16 +54,17 @@ func (c *callbacks) expect(p id.PeerID) (token uint64, got chan *stream) {
 	return token, got
 }
 
-// forget ends the waiting. A stream that came meanwhile is closed.
+// forget ends the waiting. A stream that came and was not taken is closed.
 func (c *callbacks) forget(token uint64) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
+	w := c.waiting[token]
+	delete(c.waiting, token)
+	c.mu.Unlock()
 	select {
-	case s := <-c.waiting[token].got:
+	case s := <-w.got:
 		_ = s.Close()
 	default:
 	}
-	delete(c.waiting, token)
 }
 
 // came hands a stream to who waits for it.
@@ -74,9 +75,12 @@ func (c *callbacks) came(p id.PeerID, token uint64, s *stream) error {
 	if !ok || w.peer != p {
 		return errUncalled
 	}
-	delete(c.waiting, token)
-	w.got <- s
-	return nil
+	select {
+	case w.got <- s:
+		return nil
+	default: // there is one already
+		return errUncalled
+	}
 }
 
 // askBack gets a stream from a peer that opens it.

@@ -177,3 +177,40 @@ func TestEndWhileWaiting(t *testing.T) {
 		t.Errorf("dial: %v", err)
 	}
 }
+
+// A stream that came when nobody waited any more is closed, and so is a second one.
+func TestCallbackComesLate(t *testing.T) {
+	t.Parallel()
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	connect(t, b, a)
+	token, got := a.callbacks.expect(b.self)
+	call := func() net.Conn {
+		s, err := b.dialDirect(within(t, 10*time.Second), a.self, wire.StreamCallback)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = s.Close() })
+		if _, err := s.Write(binary.BigEndian.AppendUint64(nil, token)); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	closed := func(what string, s net.Conn) {
+		if err := s.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("%s: reading gives %v", what, err)
+		}
+	}
+	first := call()
+	await(t, "it to come", func() bool { return len(got) == 1 })
+	closed("a second one", call())
+	a.callbacks.forget(token)
+	closed("late", first)
+	await(t, "nothing to be left", func() bool {
+		a.inbound.mu.Lock()
+		defer a.inbound.mu.Unlock()
+		return len(a.inbound.conns) == 0
+	})
+}
