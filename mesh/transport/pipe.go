@@ -130,16 +130,19 @@ func (p *pipe) end() {
 func (t *Transport) runPipe(c net.Conn, peer id.PeerID) {
 	p := newPipe(c, peer)
 	ctx, cancel := context.WithCancel(context.Background())
-	var writing sync.WaitGroup
-	writing.Go(func() { p.write(ctx) })
-	if t.addPipe(p) {
+	var others sync.WaitGroup
+	others.Go(func() { p.write(ctx) })
+	if surplus, ok := t.addPipe(p); ok {
+		for _, old := range surplus {
+			others.Go(func() { _ = old.c.Close() }) // its own goroutine does the rest
+		}
 		t.readPipe(p)
 		t.dropPipe(p)
 	}
 	p.end()
 	cancel()
 	_ = c.Close()
-	writing.Wait()
+	others.Wait()
 }
 
 // readPipe hands over what comes, as much at a time as has come.
@@ -201,21 +204,19 @@ func (r *receiver) piped(p *pipe, buf []byte, ends []int) {
 	r.flush()
 }
 
-// addPipe makes a pipe known; false if there is no room for its peer.
-func (t *Transport) addPipe(p *pipe) bool {
+// addPipe makes a pipe known; not ok if there is no room for its peer. The surplus is
+// to be closed, which may wait for the other side.
+func (t *Transport) addPipe(p *pipe) (surplus []*pipe, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	peer, err := t.know(p.peer)
 	if err != nil {
-		return false
+		return nil, false
 	}
 	peer.pipes = append([]*pipe{p}, peer.pipes...)
-	for _, old := range peer.pipes[min(len(peer.pipes), maxPipes):] {
-		_ = old.c.Close() // its own goroutine does the rest
-	}
 	peer.watch.probe = probe{}
 	peer.want()
-	return true
+	return peer.pipes[min(len(peer.pipes), maxPipes):], true
 }
 
 func (t *Transport) dropPipe(p *pipe) {

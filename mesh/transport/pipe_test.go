@@ -183,6 +183,38 @@ func TestPipesAreFew(t *testing.T) {
 	await(t, "the others to stay", func() bool { return b.pipesTo(a) == maxPipes })
 }
 
+// slowToClose is a connection whose other side takes its time.
+type slowToClose struct {
+	net.Conn
+	may <-chan struct{}
+}
+
+func (c slowToClose) Close() error {
+	<-c.may
+	return c.Conn.Close()
+}
+
+// A pipe that is one too many holds nobody up while it is closed.
+func TestPipeIsSlowToClose(t *testing.T) {
+	t.Parallel()
+	a, peer := start(t, "127.0.0.1"), testIdentity(t).ID
+	may := make(chan struct{})
+	t.Cleanup(func() { close(may) })
+	for n := range maxPipes + 1 {
+		ours, theirs := net.Pipe()
+		t.Cleanup(func() { _ = theirs.Close() })
+		a.startPipe(slowToClose{ours, may}, peer)
+		await(t, "pipe, and nobody to wait for it", func() bool {
+			if !a.mu.TryLock() {
+				return false
+			}
+			defer a.mu.Unlock()
+			p := a.peers[peer]
+			return p != nil && len(p.pipes) > n
+		})
+	}
+}
+
 // What nobody takes is lost, and holds nobody up.
 func TestPipeIsFull(t *testing.T) {
 	t.Parallel()
