@@ -162,8 +162,8 @@ func (t *Transport) readPipe(p *pipe) {
 	}
 }
 
-// takePipe handles the datagrams that have come, and the rest of the last one. It
-// reports whether the pipe goes on.
+// takePipe handles the datagrams that have come, and one more if only its beginning
+// has. It reports whether the pipe goes on.
 func (t *Transport) takePipe(p *pipe, in *bufio.Reader, buf []byte) bool {
 	used := 0
 	var ends []int
@@ -173,12 +173,9 @@ func (t *Transport) takePipe(p *pipe, in *bufio.Reader, buf []byte) bool {
 			return false
 		}
 		n := int(binary.BigEndian.Uint16(length[:]))
-		if used+n > len(buf) { // only the first can be that long
+		if n > in.Buffered() || used+n > len(buf) { // those before do not wait for it
 			t.receiver.piped(p, buf, ends)
 			used, ends = 0, ends[:0]
-		}
-		if n > len(buf) {
-			return false
 		}
 		if _, err := io.ReadFull(in, buf[used:used+n]); err != nil {
 			return false
@@ -192,6 +189,9 @@ func (t *Transport) takePipe(p *pipe, in *bufio.Reader, buf []byte) bool {
 
 // piped handles datagrams that came by a pipe, each up to one of the ends.
 func (r *receiver) piped(p *pipe, buf []byte, ends []int) {
+	if len(ends) == 0 {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.now = time.Now()

@@ -136,6 +136,30 @@ func TestPipeIsCutAnyhow(t *testing.T) {
 	}
 }
 
+// What has come by a pipe does not wait for the rest of what comes behind it.
+func TestHalfDatagramInPipe(t *testing.T) {
+	t.Parallel()
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	connect(t, a, b)
+	c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	d := wire.AppendItem(make([]byte, wire.HeaderLen), wire.KindGossip, []byte("whole"))
+	d = append(d, make([]byte, wire.TagLen)...)
+	if err := a.Link(b.self).Seal(d, len(d)); err != nil {
+		t.Fatal(err)
+	}
+	whole := append(binary.BigEndian.AppendUint16(nil, uint16(len(d))), d...)
+	if _, err := c.Write(append(whole, 0, 100, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if got := take(t, "item", b.packets); got.body != "whole" {
+		t.Errorf("got %q", got.body)
+	}
+}
+
 // Junk in a pipe is dropped, and disturbs nobody.
 func TestJunkInPipe(t *testing.T) {
 	t.Parallel()
