@@ -30,8 +30,9 @@ const (
 	// long each time, up to pipeLast.
 	pipeFirst = 2 * time.Second
 	pipeLast  = time.Minute
-	// pipeIdle ends a pipe that carries nothing; pings come sooner.
-	pipeIdle = time.Minute
+	// pipeIdle is how many ping intervals a pipe may be silent: it is not used, or the
+	// connection is dead and nobody tells us.
+	pipeIdle = 3
 	// pipeStall ends a pipe whose other side takes nothing.
 	pipeStall = 10 * time.Second
 	// pipeQueue is how many bytes wait to be written at most: a few milliseconds of
@@ -150,7 +151,7 @@ func (t *Transport) readPipe(p *pipe) {
 	in := bufio.NewReaderSize(p.c, trainRoom)
 	buf := make([]byte, trainRoom)
 	for {
-		if p.c.SetReadDeadline(time.Now().Add(pipeIdle)) != nil {
+		if p.c.SetReadDeadline(time.Now().Add(pipeIdle*t.cfg.PingInterval)) != nil {
 			return
 		}
 		if _, err := in.Peek(1); err != nil {

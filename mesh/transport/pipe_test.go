@@ -239,6 +239,25 @@ func TestPipeIsSlowToClose(t *testing.T) {
 	}
 }
 
+// A pipe that says nothing is ended soon: its connection may be dead.
+func TestPipeIsSilent(t *testing.T) {
+	t.Parallel()
+	hasty := func(c *Config) { c.PingInterval = 100 * time.Millisecond }
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", hasty)
+	connect(t, a, b)
+	c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("reading gives %v", err)
+	}
+}
+
 // What nobody takes is lost, and holds nobody up.
 func TestPipeIsFull(t *testing.T) {
 	t.Parallel()
