@@ -25,6 +25,7 @@ type peer struct {
 	watch    watch
 	pipes    []*pipe       // the newest first
 	dark     time.Time     // since when there is no way by UDP; zero: there is
+	opening  bool          // one is being opened
 	nextPipe time.Time     // when one is to be opened, if need be
 	pipeWait time.Duration // until the one after the next
 	lastErr  error         // of the last attempt; nil after success

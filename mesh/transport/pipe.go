@@ -40,7 +40,8 @@ const (
 	pipeQueue = 256 << 10
 	// maxPipes are kept with one peer: one that each side opened.
 	maxPipes = 2
-	// maxOpening bounds the pipes that are being opened at once.
+	// maxOpening bounds the pipes that are being opened at once; half of them to peers
+	// without a session, most of which may be dead, and take their time.
 	maxOpening = 16
 )
 
@@ -252,17 +253,22 @@ func (t *Transport) seekPipe(p *peer, now time.Time) {
 			p.nextPipe = now.Add(pipeAfter)
 		}
 	}
-	if len(p.pipes) > 0 || len(p.candidates) == 0 || now.Before(p.nextPipe) || t.opening >= maxOpening {
+	bound := maxOpening
+	if p.current.Load() == nil || p.silent(now) {
+		bound /= 2
+	}
+	if len(p.pipes) > 0 || p.opening || len(p.candidates) == 0 || now.Before(p.nextPipe) || t.opening >= bound {
 		return
 	}
 	p.pipeWait = min(max(2*p.pipeWait, pipeFirst), pipeLast)
-	p.nextPipe = now.Add(p.pipeWait)
+	p.opening = true
 	t.opening++
 	t.inbound.start(func(ctx context.Context) {
 		t.openPipe(ctx, p.id)
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.opening--
+		p.opening, p.nextPipe = false, time.Now().Add(max(p.pipeWait, pipeFirst))
 	})
 }
 

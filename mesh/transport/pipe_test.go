@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"testing"
 	"time"
 
@@ -236,6 +237,59 @@ func TestPipeIsSlowToClose(t *testing.T) {
 			p := a.peers[peer]
 			return p != nil && len(p.pipes) > n
 		})
+	}
+}
+
+// deaf is an address that takes connections and says nothing.
+func deaf(t *testing.T) netip.AddrPort {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.9:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// Peers that are dead leave room to open pipes to those that live, and one that has
+// many addresses is not tried again meanwhile.
+func TestPipesToDeadPeers(t *testing.T) {
+	t.Parallel()
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	connect(t, a, b)
+	addr := deaf(t)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var dead []*peer
+	for range maxOpening {
+		p, err := a.know(testIdentity(t).ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.addCandidates(addr)
+		dead = append(dead, p)
+	}
+	now := time.Now()
+	for range 3 {
+		a.seekPipe(dead[0], now)
+		a.seekPipe(dead[1], now)
+		now = now.Add(pipeLast)
+	}
+	if a.opening != 2 {
+		t.Errorf("%d pipes are opened to two peers", a.opening)
+	}
+	for _, p := range dead {
+		a.seekPipe(p, now)
+		a.seekPipe(p, now.Add(pipeLast))
+	}
+	if a.opening != maxOpening/2 {
+		t.Errorf("%d pipes are opened to peers that may be dead", a.opening)
+	}
+	living := a.peers[b.self]
+	living.up.Store(false)
+	living.dark = time.Time{} // until now
+	if a.seekPipe(living, time.Now()); a.opening != maxOpening/2+1 {
+		t.Errorf("a peer that lives has to wait")
 	}
 }
 
