@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,6 +17,9 @@ import (
 // dialStagger is how long a way to connect has before the next is tried beside it,
 // as in RFC 8305.
 const dialStagger = 250 * time.Millisecond
+
+// maxAnswer bounds what a proxy may answer, in bytes.
+const maxAnswer = 64 << 10
 
 // opener opens a connection, or fails when the context ends.
 type opener func(context.Context) (net.Conn, error)
@@ -128,7 +132,7 @@ func askProxy(c net.Conn, user *url.Userinfo, to netip.AddrPort) error {
 	if err := req.Write(c); err != nil {
 		return err
 	}
-	in := bufio.NewReaderSize(c, 4<<10)
+	in := bufio.NewReaderSize(io.LimitReader(c, maxAnswer), 4<<10)
 	resp, err := http.ReadResponse(in, req)
 	if err != nil {
 		return err

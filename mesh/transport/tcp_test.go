@@ -194,14 +194,15 @@ func TestProxy(t *testing.T) {
 func TestProxyRefuses(t *testing.T) {
 	t.Parallel()
 	for answer, want := range map[string]string{
-		"HTTP/1.1 403 Forbidden\r\n\r\n": "403 Forbidden",
-		"HTTP/1.1 200 OK\r\n\r\nhello":   "nobody asked for",
-		"SSH-2.0-OpenSSH_9.2\r\n":        "malformed",
+		"HTTP/1.1 403 Forbidden\r\n\r\n":                                       "403 Forbidden",
+		"HTTP/1.1 200 OK\r\n\r\nhello":                                         "nobody asked for",
+		"SSH-2.0-OpenSSH_9.2\r\n":                                              "malformed",
+		"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", maxAnswer) + "\r\n\r\n": "unexpected EOF",
 	} {
 		u, _ := proxy(t, answer)
 		_, err := throughProxy(within(t, 10*time.Second), u, start(t, "127.0.0.2").addr)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("%q: %v", answer, err)
+			t.Errorf("%.60q: %v", answer, err)
 		}
 	}
 	u, _ := proxy(t, "HTTP/1.1 200 OK")
