@@ -131,6 +131,10 @@ func (r *receiver) callback(l *Link, body []byte) {
 		t.drops.add(dropMalformed)
 		return
 	}
+	if !r.calls.allow(relayed(peer).host(), r.now) { // each has us try all addresses that the peer names
+		t.drops.add(dropRate)
+		return
+	}
 	if t.calling.Add(1) > maxCallbacks {
 		t.calling.Add(-1)
 		t.drops.add(dropBusy)

@@ -155,6 +155,19 @@ func TestCallbacksAreBounded(t *testing.T) {
 	await(t, "a short one to be dropped", func() bool { return b.dropped(dropMalformed) == 1 })
 }
 
+// Who wants streams opened all the time is not a tool to try addresses with.
+func TestCallbacksAreLimited(t *testing.T) {
+	t.Parallel()
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	connect(t, a, b)
+	for range 3 * maxCallbacks {
+		if err := a.Send(b.self, wire.KindCallback, make([]byte, tokenLen)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "some to be dropped", func() bool { return b.dropped(dropRate) > 0 })
+}
+
 // Who ends while it waits is not held up.
 func TestEndWhileWaiting(t *testing.T) {
 	t.Parallel()

@@ -10,8 +10,8 @@ import (
 // maxLimited bounds the addresses that a limiter tells apart.
 const maxLimited = 1024
 
-// limiter bounds how often strangers make us work: in total, and by source
-// address. It is owned by the receive goroutine.
+// limiter bounds how often others make us work: in total, and by source
+// address. The receiver's mu guards it.
 type limiter struct {
 	total *rate.Limiter
 	each  rate.Limit

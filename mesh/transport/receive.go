@@ -36,6 +36,7 @@ type receiver struct {
 	handshakes *limiter // first messages with a right MAC
 	rejects    *limiter // rejections that we send
 	hints      *limiter // rejections that we get
+	calls      *limiter // streams that peers want opened
 }
 
 // came is what a link has received and not been told yet: counters that others
@@ -56,6 +57,7 @@ func newReceiver(t *Transport) *receiver {
 		handshakes: newLimiter(2000, 100, 200),
 		rejects:    newLimiter(50, 2, 10),
 		hints:      newLimiter(50, 2, 10),
+		calls:      newLimiter(500, 20, maxCallbacks),
 	}
 	return r
 }
