@@ -23,6 +23,9 @@ func (h hop) udp() bool { return h.addr.IsValid() }
 // direct tells that no other peer is on the way.
 func (h hop) direct() bool { return h.udp() || h.pipe != nil }
 
+// of tells whether a peer's datagrams may come by this hop: a pipe is of one peer.
+func (h hop) of(p id.PeerID) bool { return h.pipe == nil || h.pipe.peer == p }
+
 // rank is the larger the better.
 func (h hop) rank() int {
 	switch {

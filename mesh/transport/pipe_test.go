@@ -186,6 +186,34 @@ func TestJunkInPipe(t *testing.T) {
 	exchange(t, a, b)
 }
 
+// By a pipe comes what its peer sealed, and not what others did: else their path could
+// be a pipe that ends without their noticing.
+func TestOthersDatagramInPipe(t *testing.T) {
+	t.Parallel()
+	a, b, c := start(t, "127.0.0.1"), start(t, "127.0.0.2"), start(t, "127.0.0.3")
+	connect(t, a, b)
+	connect(t, c, b)
+	s, err := c.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	before := b.dropped(dropMalformed)
+	for _, from := range []*node{a, c} {
+		d := wire.AppendItem(make([]byte, wire.HeaderLen), wire.KindGossip, nil)
+		d = append(d, make([]byte, wire.TagLen)...)
+		if err := from.Link(b.self).Seal(d, len(d)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(d))), d...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := take(t, "item", b.packets); got.from != c.self || b.dropped(dropMalformed) != before+1 {
+		t.Errorf("got %+v", got)
+	}
+}
+
 // A peer has a few pipes, the newest ones.
 func TestPipesAreFew(t *testing.T) {
 	t.Parallel()

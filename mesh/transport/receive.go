@@ -175,6 +175,10 @@ func (r *receiver) sealed(h wire.Header, d []byte) {
 		return
 	}
 	l, now := e.link, t.since(r.now)
+	if !r.from.of(l.id) {
+		t.drops.add(dropMalformed)
+		return
+	}
 	if !r.from.direct() {
 		r.from.peer = l.id // who passed it on may have named another
 	}

@@ -130,6 +130,9 @@ func (t *Transport) handle3(j job, now time.Time) {
 }
 
 func (t *Transport) conclude(index uint32, res *handshake.Result, j job, now time.Time) error {
+	if !j.from.of(res.Peer) {
+		return handshake.ErrPeer
+	}
 	p, err := t.know(res.Peer)
 	if err != nil {
 		return err
