@@ -18,8 +18,8 @@ import (
 	"weave/mesh/wire"
 )
 
-// Frames takes what the tunnel carries. Both methods are called from the one
-// receive goroutine and must not block; frame is valid until Receive returns.
+// Frames takes what the tunnel carries. Both methods are called from one goroutine
+// at a time and must not block; frame is valid until Receive returns.
 type Frames interface {
 	// Receive takes one frame, or a piece of a run. The counter is that of the
 	// datagram it came in: it grows by one from datagram to datagram of a
@@ -54,7 +54,7 @@ type Config struct {
 	Proxy   *url.URL
 
 	// Packet takes small items, of any kind but frames, pings and keepalives. It
-	// is called from the receive goroutine and must not block; body is valid
+	// is called from one goroutine at a time and must not block; body is valid
 	// until it returns. It may come before the peer's PeerUp.
 	Packet func(from id.PeerID, kind wire.Kind, body []byte)
 	Frames Frames

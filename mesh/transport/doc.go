@@ -12,6 +12,7 @@
 //	          the batch. Handshake messages with a right MAC go to control.
 //	control   handshakes, and all that time brings: resends, pings, rekeying,
 //	          expiry. The only one to call Config.PeerUp.
+//	pipes     like receive, for what comes by TCP; one at a time with it
 //	accept    waits for inbound streams; a goroutine for each of them does the
 //	          handshake and calls Config.Stream
 //

@@ -95,7 +95,7 @@ func (l *Link) sendTo(buf []byte, size int, to hop) error {
 }
 
 // Path returns the address in use, which is not valid while the peer is reached
-// through others; false while there is no session, or while it is not known
+// by TCP or through others; false while there is no session, or while it is not known
 // whether others reach the peer.
 func (l *Link) Path() (netip.AddrPort, bool) {
 	path := l.path.Load()

@@ -84,7 +84,6 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), nil
 }
 
-// peers keeps the good addresses where some are bad.
 // tcpPort may be Port itself: then it says nothing new.
 func (r *reader) tcpPort() uint16 {
 	v, ok := r.get(TCPPort)
@@ -115,6 +114,7 @@ func (r *reader) proxy() *url.URL {
 	return u
 }
 
+// peers keeps the good addresses where some are bad.
 func (r *reader) peers(port uint16) []string {
 	v, ok := r.get(Peers)
 	if !ok {
