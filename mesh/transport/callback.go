@@ -22,7 +22,7 @@ import (
 const (
 	// callbackAfter is how long TCP has to connect before the peer is asked, too.
 	callbackAfter = 300 * time.Millisecond
-	// maxCallbacks bounds the streams that others want of us at once.
+	// maxCallbacks bounds the streams that we open for others at once.
 	maxCallbacks = 64
 	tokenLen     = 8
 )
@@ -142,22 +142,26 @@ func (r *receiver) callback(l *Link, body []byte) {
 	}
 	token := binary.BigEndian.Uint64(body)
 	if !t.inbound.start(func(ctx context.Context) {
-		defer t.calling.Add(-1)
-		if err := t.callBack(ctx, peer, token); err != nil {
+		s, kind, err := t.callBack(ctx, peer, token)
+		t.calling.Add(-1)
+		if err != nil {
 			t.log.WithField("peer", peer.Short()).WithError(err).Debug("could not open the stream that a peer wants")
+			return
 		}
+		t.dispatch(peer, kind, s)
 	}) {
 		t.calling.Add(-1)
 	}
 }
 
-// callBack opens a stream for a peer, and serves it like one that the peer opened.
-func (t *Transport) callBack(ctx context.Context, p id.PeerID, token uint64) error {
+// callBack opens a stream for a peer, which is to be served like one that the peer
+// opened.
+func (t *Transport) callBack(ctx context.Context, p id.PeerID, token uint64) (*stream, wire.StreamKind, error) {
 	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	c, err := t.dialDirect(dialing, p, wire.StreamCallback)
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
 	s, kind := c.(*stream), [1]byte{}
@@ -178,8 +182,7 @@ func (t *Transport) callBack(ctx context.Context, p id.PeerID, token uint64) err
 		err = ErrClosed
 	}
 	if err != nil {
-		return errors.Join(err, s.Close())
+		return nil, 0, errors.Join(err, s.Close())
 	}
-	t.dispatch(p, wire.StreamKind(kind[0]), s)
-	return nil
+	return s, wire.StreamKind(kind[0]), nil
 }
