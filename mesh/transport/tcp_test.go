@@ -62,6 +62,25 @@ func TestRace(t *testing.T) {
 		}
 		_ = c.Close()
 	})
+	t.Run("the second comes too late", func(t *testing.T) {
+		begun := make(chan struct{})
+		ours, theirs := net.Pipe()
+		late := func(ctx context.Context) (net.Conn, error) {
+			close(begun)
+			<-ctx.Done()
+			return ours, nil
+		}
+		var n atomic.Int32
+		c, err := race(t.Context(), time.Millisecond, way(nil, begun, &n), late)
+		if err != nil || c == ours {
+			t.Fatal(err)
+		}
+		_ = c.Close()
+		_ = theirs.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if _, err := theirs.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("the one that came too late is left open: %v", err)
+		}
+	})
 	t.Run("all fail", func(t *testing.T) {
 		var begun atomic.Int32
 		if _, err := race(t.Context(), time.Hour, way(bad, now, &begun), way(bad, now, &begun)); !errors.Is(err, bad) || begun.Load() != 2 {
