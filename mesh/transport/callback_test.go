@@ -35,10 +35,17 @@ func through(t *testing.T, out, in net.Conn) {
 	t.Helper()
 	for _, d := range []struct{ from, to net.Conn }{{out, in}, {in, out}} {
 		data := bytes.Repeat([]byte("stream"), 20_000)
-		go func() { _, _ = d.from.Write(data) }()
+		written := make(chan error, 1)
+		go func() {
+			_, err := d.from.Write(data)
+			written <- err
+		}()
 		got := make([]byte, len(data))
 		if _, err := io.ReadFull(d.to, got); err != nil || !bytes.Equal(got, data) {
 			t.Fatal("not what was sent", err)
+		}
+		if err := take(t, "end of writing", written); err != nil {
+			t.Fatal(err)
 		}
 	}
 	if err := out.Close(); err != nil {

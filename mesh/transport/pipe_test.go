@@ -29,6 +29,16 @@ func (n *node) pipesTo(other *node) int {
 	return 0
 }
 
+// newestPipe is the address at the other end of a node's newest pipe to another.
+func (n *node) newestPipe(other *node) (addr netip.AddrPort) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if p := n.peers[other.self]; p != nil && len(p.pipes) > 0 {
+		addr = p.pipes[0].remote
+	}
+	return addr
+}
+
 // Where UDP is blocked from the start, hosts meet by TCP, and take UDP when it
 // gets through.
 func TestUDPBlocked(t *testing.T) {
@@ -227,6 +237,8 @@ func TestPipesAreFew(t *testing.T) {
 		}
 		defer c.Close()
 		all = append(all, c)
+		addr := c.LocalAddr().(*net.TCPAddr).AddrPort()
+		await(t, "pipe", func() bool { return b.newestPipe(a) == addr })
 	}
 	for _, c := range all[:2] {
 		if _, err := c.Read(make([]byte, 1)); err != io.EOF && err != io.ErrUnexpectedEOF {
