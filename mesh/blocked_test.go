@@ -92,28 +92,3 @@ func TestLabOnlyOnePortGetsOut(t *testing.T) {
 		})
 	}
 }
-
-// TestLabIdleLinkIsBlocked holds that hosts which send each other nothing notice that
-// UDP is blocked, too, by what the membership says.
-func TestLabIdleLinkIsBlocked(t *testing.T) {
-	t.Parallel()
-	l := newHardLab(t)
-	for i := range 2 { // without containers: these are never quite silent
-		h, err := l.net.AddHost(i + 1)
-		must(t, err)
-		if i == 0 {
-			l.place(h, "secret").call("run")
-		} else {
-			l.place(h, "secret", l.hosts[0].IP4()).call("run")
-		}
-	}
-	l.awaitHops(l.hosts, func(i, j int) int { return 1 })
-	time.Sleep(12 * time.Second) // until nobody watches the link closely
-	must(t, l.hosts[1].SetFilter(netlab.Filter{UDP: true}))
-	began := time.Now()
-	await(t, "TCP to be taken", func() bool { return l.hosts[0].byTCP(l.hosts[1]) && l.hosts[1].byTCP(l.hosts[0]) })
-	t.Logf("members again after %s", time.Since(began))
-	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("members again after %s", took) // pings alone take 10.9 s to tell
-	}
-}
