@@ -65,6 +65,7 @@ func TestFastPath(t *testing.T) {
 		}
 	}
 	awaitCarrier(t, hs, control.VXLAN)
+	awaitShared(t, hs, sub) // the kernel's tables outlive the plugin, but broadcasts go by the tunnel
 	fastTraffic(t, a, b, sub)
 
 	setPassword(t, hs)
@@ -204,4 +205,20 @@ func vxlanTraces(t *testing.T, hs []*dockerlab.Host) (all []string) {
 		}
 	}
 	return all
+}
+
+// awaitShared waits until each host knows that all of them have the segment of a
+// subnet.
+func awaitShared(t *testing.T, hosts []*dockerlab.Host, sub string) {
+	t.Helper()
+	eventually(t, soon, func() error {
+		for _, h := range hosts {
+			for _, seg := range status(t, h).Segments {
+				if seg.Subnet.String() == sub && len(seg.Members) != len(hosts) {
+					return fmt.Errorf("%s says that %v have segment %s", h.Name(), seg.Members, sub)
+				}
+			}
+		}
+		return nil
+	})
 }
