@@ -88,7 +88,7 @@ func (t *Transport) tcpWays(addr netip.AddrPort) (ways []opener) {
 	}
 	for _, a := range addrs {
 		ways = append(ways, func(ctx context.Context) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", a.String())
+			return t.dialer(a.Addr()).DialContext(ctx, "tcp", a.String())
 		})
 	}
 	for _, a := range addrs {
@@ -97,6 +97,16 @@ func (t *Transport) tcpWays(addr netip.AddrPort) (ways []opener) {
 		}
 	}
 	return ways
+}
+
+// dialer connects from the address that datagrams come from, if that is a certain
+// one: peers, and firewalls on the way, know this host by it.
+func (t *Transport) dialer(to netip.Addr) *net.Dialer {
+	own := t.cfg.Listen.Addr().Unmap()
+	if !own.IsValid() || own.IsUnspecified() || own.Is4() != to.Is4() {
+		return &net.Dialer{}
+	}
+	return &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0))}
 }
 
 // throughProxy connects to an address by an HTTP proxy's method CONNECT (RFC 9110,

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -95,6 +96,28 @@ func TestRace(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
+}
+
+// Streams come from the address that datagrams come from.
+func TestStreamsComeFromOurAddress(t *testing.T) {
+	t.Parallel()
+	streams := make(chan heard, 1)
+	a, b := start(t, "127.0.0.5"), start(t, "127.0.0.2", hearing(streams))
+	connect(t, a, b)
+	out, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamAsk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := take(t, "stream", streams).c
+	if got := in.RemoteAddr().(*net.TCPAddr).AddrPort().Addr(); got != a.addr.Addr() {
+		t.Errorf("a stream of %s comes from %s", a.addr, got)
+	}
+	_, _ = out.Close(), in.Close()
+	for to, certain := range map[string]bool{"192.0.2.1": true, "2001:db8::1": false} { // families do not mix
+		if got := a.dialer(netip.MustParseAddr(to)).LocalAddr != nil; got != certain {
+			t.Errorf("to %s from a certain address: %v", to, got)
+		}
+	}
 }
 
 // freeTCP is a port that nobody listens on.
