@@ -111,6 +111,12 @@ func overview(p *printer, s control.Status) {
 		ports += fmt.Sprintf(", %d UDP for VXLAN", s.VXLANPort)
 	}
 	p.line("port       %s, %s", ports, address)
+	switch s.NAT {
+	case "cone":
+		p.line("NAT        one outside port for all others: those behind such NATs meet this host directly")
+	case "symmetric":
+		p.line("NAT        another outside port for each other host: those behind NATs, too, meet this one through others")
+	}
 
 	peersSummary(p, s)
 	segmentsSummary(p, s)

@@ -24,7 +24,10 @@ type Status struct {
 	// nothing goes by it.
 	VXLANPort uint16     `json:"vxlanPort,omitempty"`
 	Address   netip.Addr `json:"address,omitzero"` // underlay address in use; zero: not known yet
-	Started   time.Time  `json:"started"`
+	// NAT is what stands between this host and the others, as far as they can tell:
+	// "none", "cone" or "symmetric"; empty if nobody has told.
+	NAT     string    `json:"nat,omitempty"`
+	Started time.Time `json:"started"`
 
 	Problems  []Problem  `json:"problems"` // the gravest first
 	Refusals  []Refusal  `json:"refusals"`
