@@ -40,16 +40,22 @@ func (l *hardLab) start(h *netlab.Host, seeds ...netip.Addr) *fastHost {
 	return host
 }
 
-// startLine runs n hosts, each of which reaches its neighbours only and looks for
-// the one before.
-func (l *hardLab) startLine(n int) []*netlab.Host {
+// addHosts adds hosts 1 to n, on which nothing runs.
+func (l *hardLab) addHosts(n int) (hosts []*netlab.Host) {
 	l.t.Helper()
-	var hosts []*netlab.Host
 	for i := range n {
 		h, err := l.net.AddHost(i + 1)
 		must(l.t, err)
 		hosts = append(hosts, h)
 	}
+	return hosts
+}
+
+// startLine runs n hosts, each of which reaches its neighbours only and looks for
+// the one before.
+func (l *hardLab) startLine(n int) []*netlab.Host {
+	l.t.Helper()
+	hosts := l.addHosts(n)
 	must(l.t, l.net.Connect(hosts, netlab.Line(hosts...)))
 	for i, h := range hosts {
 		if i == 0 {

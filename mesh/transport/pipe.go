@@ -168,7 +168,8 @@ func (t *Transport) readPipe(p *pipe) {
 // has. It reports whether the pipe goes on.
 func (t *Transport) takePipe(p *pipe, in *bufio.Reader, buf []byte) bool {
 	used := 0
-	var ends []int
+	var room [batch]int
+	ends := room[:0]
 	for first := true; (first || in.Buffered() >= lengthLen) && len(ends) < batch; first = false {
 		var length [lengthLen]byte
 		if _, err := io.ReadFull(in, length[:]); err != nil {

@@ -20,6 +20,18 @@ func blockUDP(blocked bool, nodes ...*node) {
 	}
 }
 
+// barePipe opens a pipe of which nobody takes care on our side, but that it is
+// closed.
+func barePipe(t *testing.T, from, to *node) net.Conn {
+	t.Helper()
+	c, err := from.dialDirect(within(t, 10*time.Second), to.self, wire.StreamDatagrams)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
 func (n *node) pipesTo(other *node) int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -118,11 +130,7 @@ func TestPipeIsCutAnyhow(t *testing.T) {
 	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	connect(t, a, b)
-	c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := barePipe(t, a, b)
 	const count = 300
 	var all []byte
 	for i := range count {
@@ -152,11 +160,7 @@ func TestHalfDatagramInPipe(t *testing.T) {
 	t.Parallel()
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
 	connect(t, a, b)
-	c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := barePipe(t, a, b)
 	d := wire.AppendItem(make([]byte, wire.HeaderLen), wire.KindGossip, []byte("whole"))
 	d = append(d, make([]byte, wire.TagLen)...)
 	if err := a.Link(b.self).Seal(d, len(d)); err != nil {
@@ -181,10 +185,7 @@ func TestJunkInPipe(t *testing.T) {
 		append([]byte{0xff, 0xff}, make([]byte, 0xffff)...),
 		append(append([]byte{0, 40}, make([]byte, 40)...), 0xff, 0xff, 1),
 	} {
-		c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := barePipe(t, a, b)
 		before := b.dropped(dropMalformed)
 		if _, err := c.Write(junk); err != nil {
 			t.Fatal(err)
@@ -231,11 +232,7 @@ func TestPipesAreFew(t *testing.T) {
 	connect(t, a, b)
 	var all []net.Conn
 	for range maxPipes + 2 {
-		c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
+		c := barePipe(t, a, b)
 		all = append(all, c)
 		addr := c.LocalAddr().(*net.TCPAddr).AddrPort()
 		await(t, "pipe", func() bool { return b.newestPipe(a) == addr })
@@ -339,11 +336,7 @@ func TestPipeIsSilent(t *testing.T) {
 	hasty := func(c *Config) { c.PingInterval = 100 * time.Millisecond }
 	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", hasty)
 	connect(t, a, b)
-	c, err := a.dialDirect(within(t, 10*time.Second), b.self, wire.StreamDatagrams)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := barePipe(t, a, b)
 	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
 		t.Fatal(err)
 	}

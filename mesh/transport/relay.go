@@ -127,8 +127,8 @@ func (r *relayTrain) reset() { r.link, r.buf, r.size, r.full = nil, r.buf[:0], 0
 
 // Relayed counts what this peer passed on for others, since New.
 type Relayed struct {
-	Datagrams uint64 `json:"datagrams"`
-	Bytes     uint64 `json:"bytes"` // of the datagrams inside
+	Datagrams uint64
+	Bytes     uint64 // of the datagrams inside
 }
 
 type relayedCounters struct{ datagrams, bytes atomic.Uint64 }
