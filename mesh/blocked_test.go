@@ -23,12 +23,7 @@ func (h *fastHost) byTCP(other *fastHost) bool {
 func TestLabUDPIsBlocked(t *testing.T) {
 	t.Parallel()
 	l := newHardLab(t)
-	var hosts []*netlab.Host
-	for i := range 3 {
-		h, err := l.net.AddHost(i + 1)
-		must(t, err)
-		hosts = append(hosts, h)
-	}
+	hosts := l.addHosts(3)
 	must(t, hosts[0].SetFilter(netlab.Filter{UDP: true}))
 	l.start(hosts[1])
 	l.start(hosts[2], hosts[1].IP4())
@@ -67,12 +62,7 @@ func TestLabOnlyOnePortGetsOut(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			l := newHardLab(t)
-			var hosts []*netlab.Host
-			for i := range 3 {
-				h, err := l.net.AddHost(i + 1)
-				must(t, err)
-				hosts = append(hosts, h)
-			}
+			hosts := l.addHosts(3)
 			must(t, hosts[0].SetFilter(netlab.Filter{OnlyTCP: []uint16{test.out}}))
 			if test.proxy {
 				proxy, err := hosts[2].ServeProxy(test.out, fastPort)
@@ -90,5 +80,24 @@ func TestLabOnlyOnePortGetsOut(t *testing.T) {
 			l.boxes[1].bulk(l.boxes[0])
 			l.boxes[0].bulk(l.boxes[1])
 		})
+	}
+}
+
+// TestLabIdleLinkIsBlocked holds that hosts which send each other nothing notice that
+// UDP is blocked, too, by what the membership says.
+func TestLabIdleLinkIsBlocked(t *testing.T) {
+	t.Parallel()
+	l := newHardLab(t)
+	hosts := l.addHosts(2) // without containers: these are never quite silent
+	l.place(hosts[0], "secret").call("run")
+	l.place(hosts[1], "secret", hosts[0].IP4()).call("run")
+	l.awaitHops(l.hosts, func(i, j int) int { return 1 })
+	time.Sleep(12 * time.Second) // until nobody watches the link closely
+	must(t, l.hosts[1].SetFilter(netlab.Filter{UDP: true}))
+	began := time.Now()
+	await(t, "TCP to be taken", func() bool { return l.hosts[0].byTCP(l.hosts[1]) && l.hosts[1].byTCP(l.hosts[0]) })
+	t.Logf("members again after %s", time.Since(began))
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("members again after %s", took) // pings alone take 10.9 s to tell
 	}
 }

@@ -335,6 +335,9 @@ func (m membership) Update(x gossip.Member) { m.remember(x) }
 // Down implements gossip.Events.
 func (m membership) Down(x gossip.Member) {
 	m.n.log.WithFields(logrus.Fields{"peer": x.ID.Short(), "nickname": x.Nickname}).Warn("peer does not answer")
+	if link := m.n.transport.Link(x.ID); link != nil {
+		link.Watch() // perhaps only the way there is gone, and another is to be found
+	}
 	m.n.routes.change()
 }
 
