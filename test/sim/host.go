@@ -39,6 +39,7 @@ type peer struct {
 	host   *host
 	proc   *process // nil while it does not run, and for ever once its state is wiped
 	disk   *disk
+	left   map[seeded]*ring.Ring // rings that gave way to one of another seed, as last stored
 	known  map[ring.Peer]bool
 	unmet  map[int]bool // configured hosts that it has not reached yet
 	own    *records
@@ -129,7 +130,7 @@ func (w *world) enter(h *host) {
 func (w *world) identify(h *host, d *disk) {
 	h.lives++
 	id := ring.Peer(fmt.Sprintf("%02x-%d.%d", mix(w.plan.Seed, uint64(h.number), uint64(h.lives))&0xff, h.number, h.lives))
-	h.peer = &peer{id: id, number: uint64(len(w.peers)), host: h, disk: d, known: map[ring.Peer]bool{id: true}, unmet: map[int]bool{}, own: &records{}, ghosts: map[key]ring.Peer{}}
+	h.peer = &peer{id: id, number: uint64(len(w.peers)), host: h, disk: d, left: map[seeded]*ring.Ring{}, known: map[ring.Peer]bool{id: true}, unmet: map[int]bool{}, own: &records{}, ghosts: map[key]ring.Peer{}}
 	h.downAt = nil
 	w.peers[id] = h.peer
 }

@@ -158,6 +158,9 @@ func (w *world) noteRing(p *peer, pool netip.Prefix, value []byte) {
 	}
 	p.disk.rings[pool] = now
 	s := seeded{pool, now.Seed()}
+	if old != nil && old.Seed() != s.seed {
+		p.left[seeded{pool, old.Seed()}] = old
+	}
 	w.truth.dirty[s] = true
 	for k, g := range p.disk.grants {
 		if k.pool != pool || g.kind != ipam.KindLease {
@@ -191,7 +194,8 @@ func (w *world) join(all, more *ring.Ring) *ring.Ring {
 	return next
 }
 
-// joinRings makes the rings anew, after some disk has come or gone.
+// joinRings makes the rings anew, after some disk has come or gone. What a peer
+// said of a ring that it has left since was true: others may still have it so.
 func (w *world) joinRings() {
 	clear(w.truth.rings)
 	for _, h := range w.hosts {
@@ -199,11 +203,17 @@ func (w *world) joinRings() {
 			continue
 		}
 		for pool, r := range h.peer.disk.rings {
-			s := seeded{pool, r.Seed()}
-			w.truth.rings[s] = w.join(w.truth.rings[s], r)
-			w.truth.dirty[s] = true
+			w.joinRing(seeded{pool, r.Seed()}, r)
+		}
+		for s, r := range h.peer.left {
+			w.joinRing(s, r)
 		}
 	}
+}
+
+func (w *world) joinRing(s seeded, r *ring.Ring) {
+	w.truth.rings[s] = w.join(w.truth.rings[s], r)
+	w.truth.dirty[s] = true
 }
 
 // noteHeir looks for ranges that a peer has just taken over from removed ones: an
