@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"testing/cryptotest"
 	"testing/synctest"
@@ -41,20 +42,8 @@ func TestBothEndsOfAGiftAreRemoved(t *testing.T) {
 
 func removeBothEnds(t *testing.T, w *world, announced, giverFirst bool) {
 	pool, addr := w.plan.Pools[0], netip.MustParseAddr("10.32.1.5")
-	for _, h := range w.hosts {
-		_ = w.result(func(done func(error)) {
-			w.requestPool(h.proc, pool, netip.Prefix{}, 0, time.Minute, func(_ string, err error) { done(err) })
-		})
-	}
-	var giver *host
-	var others []*host
-	for _, h := range w.hosts {
-		if h.owner(pool, addr) == h.peer.id {
-			giver = h
-		} else {
-			others = append(others, h)
-		}
-	}
+	w.startPool(pool)
+	giver, others := ownerAmong(w.hosts, pool, addr)
 	receiver, heir, other := others[0], others[1], others[2]
 	claim := func(h *host) error {
 		return w.result(func(done func(error)) { w.lease(h.proc, pool.String(), addr, 0, time.Minute, done) })
@@ -95,6 +84,74 @@ func removeBothEnds(t *testing.T, w *world, announced, giverFirst bool) {
 	w.check()
 }
 
+// TestGiverHasMovedOn has a cluster of three meet another one, whose ring of the
+// pool stays. One of the three had given an address to the second, who is down
+// since, as is the third, who has not heard of it. Then the second is removed:
+// on the third one's disk the address still is the giver's, who does not have
+// that ring any more, but was right.
+func TestGiverHasMovedOn(t *testing.T) {
+	plan := unheard
+	plan.Hosts, plan.Groups, plan.Quiet = 6, 2, false
+	synctest.Test(t, func(t *testing.T) {
+		cryptotest.SetGlobalRandom(t, 1)
+		o := play(plan, func(w *world) { removeReceiver(t, w) })
+		if o.Bug != nil || t.Failed() {
+			t.Errorf("%v\n%s", o.Bug, o.Trace())
+		}
+	})
+}
+
+func removeReceiver(t *testing.T, w *world) {
+	pool, addr := w.plan.Pools[0], netip.MustParseAddr("10.32.1.5")
+	w.startPool(pool)
+	groups := make([][]*host, 2)
+	for _, h := range w.hosts {
+		groups[h.number%2] = append(groups[h.number%2], h)
+	}
+	if groups[0][0].seed(pool).Compare(groups[1][0].seed(pool)) < 0 {
+		slices.Reverse(groups)
+	}
+	giver, others := ownerAmong(groups[0], pool, addr) // the greater seed gives way
+	receiver, third, winners := others[0], others[1], groups[1]
+
+	w.crash(third)
+	w.sleep(3 * time.Second) // until the others have noticed
+	if err := w.result(func(done func(error)) { w.lease(receiver.proc, pool.String(), addr, 0, time.Minute, done) }); err != nil {
+		t.Fatal(err)
+	}
+	w.crash(receiver)
+	w.connect(giver, winners[0])
+	w.sleep(20 * time.Second) // until all have met
+	if giver.seed(pool) != winners[0].seed(pool) || third.seed(pool) != receiver.seed(pool) || third.owner(pool, addr) != giver.peer.id {
+		t.Fatalf("%s has not moved on, or %s has, or knows of the gift", giver, third)
+	}
+	if err := w.result(func(done func(error)) { w.removePeer(winners[1].proc, receiver.peer.id, 0, done) }); err != nil {
+		t.Error(err)
+	}
+	w.check()
+}
+
+// startPool has each host ask for a pool.
+func (w *world) startPool(pool netip.Prefix) {
+	for _, h := range w.hosts {
+		_ = w.result(func(done func(error)) {
+			w.requestPool(h.proc, pool, netip.Prefix{}, 0, time.Minute, func(_ string, err error) { done(err) })
+		})
+	}
+}
+
+// ownerAmong is which of some hosts owns an address, and the others.
+func ownerAmong(hosts []*host, pool netip.Prefix, addr netip.Addr) (owner *host, others []*host) {
+	for _, h := range hosts {
+		if h.owner(pool, addr) == h.peer.id {
+			owner = h
+		} else {
+			others = append(others, h)
+		}
+	}
+	return owner, others
+}
+
 // result is what a call that begins now comes to.
 func (w *world) result(begin func(done func(error))) error {
 	err := errors.New("no answer")
@@ -118,3 +175,6 @@ func (h *host) owner(pool netip.Prefix, addr netip.Addr) ring.Peer {
 	owner, _ := h.peer.disk.rings[pool].Owner(addr)
 	return owner
 }
+
+// seed tells which ring of a pool is on the disk of this host.
+func (h *host) seed(pool netip.Prefix) ring.SeedID { return h.peer.disk.rings[pool].Seed() }
