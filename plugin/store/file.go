@@ -3,10 +3,13 @@ package store
 import (
 	"errors"
 	"fmt"
+	"io"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"time"
 
 	"go.etcd.io/bbolt"
 	"golang.org/x/sys/unix"
@@ -41,7 +44,7 @@ func create(path string) error {
 	if err := os.Remove(aside); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	db, err := openBolt(aside, func(*os.File) {})
+	db, err := openBolt(aside, func(*os.File) error { return nil })
 	if err != nil {
 		return err
 	}
@@ -86,18 +89,21 @@ func tryRoom(path string) (err error) {
 	return f.Sync()
 }
 
-// openBolt opens path and locks it. bbolt panics on some kinds of damage with
-// the file open: opened hears of the file, so that the caller can close it.
-func openBolt(path string, opened func(*os.File)) (*bbolt.DB, error) {
+// openBolt opens path and locks it. opened gets the file before bbolt reads it,
+// and may refuse it.
+func openBolt(path string, opened func(*os.File) error) (*bbolt.DB, error) {
 	db, err := bbolt.Open(path, fileMode, &bbolt.Options{
 		Timeout:      lockTimeout,
 		FreelistType: bbolt.FreelistMapType,
 		OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 			f, err := os.OpenFile(name, flag, mode)
-			if err == nil {
-				opened(f)
+			if err != nil {
+				return nil, err
 			}
-			return f, err
+			if err := opened(f); err != nil {
+				return nil, errors.Join(err, f.Close())
+			}
+			return f, nil
 		},
 	})
 	if err != nil {
@@ -106,9 +112,9 @@ func openBolt(path string, opened func(*os.File)) (*bbolt.DB, error) {
 	return db, nil
 }
 
-// openChecked opens an existing file and reads all of it. bbolt panics on many
-// kinds of damage and touches memory behind the end of a file cut short: here
-// both end as ErrCorrupt, with the lock released.
+// openChecked opens an existing file and reads all of it. What bbolt's pages and
+// this package's sums do not show may still make bbolt panic, as does a disk
+// that cannot be read: here that ends as ErrCorrupt, with the lock released.
 func openChecked(path string) (db *bbolt.DB, err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	var file *os.File
@@ -130,14 +136,37 @@ func openChecked(path string) (db *bbolt.DB, err error) {
 	if err := os.Chmod(path, fileMode); err != nil {
 		return nil, err
 	}
-	db, err = openBolt(path, func(f *os.File) { file = f })
+	db, err = openBolt(path, func(f *os.File) error {
+		file = f
+		if err := lock(f); err != nil {
+			return err
+		}
+		data, err := io.ReadAll(io.NewSectionReader(f, 0, math.MaxInt64))
+		if err != nil {
+			return err
+		}
+		return checkPages(data)
+	})
 	if err != nil {
 		return nil, err
 	}
-	if err := db.View(check); err != nil {
+	if err := db.View(checkEntries); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
+}
+
+// lock locks the file as bbolt does, which then finds it locked by itself.
+func lock(f *os.File) error {
+	for start := time.Now(); ; time.Sleep(lockRetry) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return err
+		}
+		if time.Since(start) > lockTimeout {
+			return ErrLocked
+		}
+	}
 }
 
 // abandon lets go of a file that bbolt left open and mapped. The mapping cannot
@@ -146,29 +175,11 @@ func abandon(f *os.File) error {
 	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
-// check reads everything that can be reached in this goroutine, where a panic is
-// caught, before it lets bbolt look for damage in one of its own.
-func check(tx *bbolt.Tx) error {
-	info, err := os.Stat(tx.DB().Path())
-	if err != nil {
-		return err
-	}
-	if info.Size() < tx.Size() {
-		return fmt.Errorf("%w: file has %d bytes of %d", ErrCorrupt, info.Size(), tx.Size())
-	}
+func checkEntries(tx *bbolt.Tx) error {
 	if err := checkFormat(tx); err != nil {
 		return err
 	}
-	if err := checkValues(tx); err != nil {
-		return err
-	}
-	var damage error
-	for err := range tx.Check() { // to the end: its goroutine waits for a reader
-		if damage == nil {
-			damage = fmt.Errorf("%w: %w", ErrCorrupt, err)
-		}
-	}
-	return damage
+	return checkValues(tx)
 }
 
 func checkFormat(tx *bbolt.Tx) error {

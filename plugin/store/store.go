@@ -37,6 +37,7 @@ const (
 
 	// lockTimeout is how long Open waits for a predecessor that is on its way out.
 	lockTimeout = 2 * time.Second
+	lockRetry   = 50 * time.Millisecond
 
 	// room is more than a usual change needs of the disk, in bytes.
 	room = 128 << 10
@@ -240,10 +241,6 @@ func translate(err error) error {
 		return ErrLocked
 	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
 		return ErrClosed
-	case errors.Is(err, bolterrors.ErrInvalid),
-		errors.Is(err, bolterrors.ErrChecksum),
-		errors.Is(err, bolterrors.ErrVersionMismatch):
-		return fmt.Errorf("%w: %w", ErrCorrupt, err)
 	}
 	return err
 }
