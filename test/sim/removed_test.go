@@ -42,7 +42,7 @@ func TestBothEndsOfAGiftAreRemoved(t *testing.T) {
 
 func removeBothEnds(t *testing.T, w *world, announced, giverFirst bool) {
 	pool, addr := w.plan.Pools[0], netip.MustParseAddr("10.32.1.5")
-	w.startPool(pool)
+	w.startPool(pool, w.hosts...)
 	giver, others := ownerAmong(w.hosts, pool, addr)
 	receiver, heir, other := others[0], others[1], others[2]
 	claim := func(h *host) error {
@@ -103,7 +103,7 @@ func TestGiverHasMovedOn(t *testing.T) {
 
 func removeReceiver(t *testing.T, w *world) {
 	pool, addr := w.plan.Pools[0], netip.MustParseAddr("10.32.1.5")
-	w.startPool(pool)
+	w.startPool(pool, w.hosts...)
 	groups := make([][]*host, 2)
 	for _, h := range w.hosts {
 		groups[h.number%2] = append(groups[h.number%2], h)
@@ -131,9 +131,66 @@ func removeReceiver(t *testing.T, w *world) {
 	w.check()
 }
 
-// startPool has each host ask for a pool.
-func (w *world) startPool(pool netip.Prefix) {
-	for _, h := range w.hosts {
+// TestRemovedByClustersApart has a host that two others have met, who have not
+// heard of each other, die and be removed by both: each is a majority of all
+// that it knows, and inherits the pool. Then they meet.
+func TestRemovedByClustersApart(t *testing.T) {
+	plan := unheard
+	plan.Hosts, plan.Groups, plan.Quiet = 3, 3, false
+	synctest.Test(t, func(t *testing.T) {
+		cryptotest.SetGlobalRandom(t, 1)
+		o := play(plan, func(w *world) { removeApart(t, w) })
+		if o.Bug != nil || t.Failed() {
+			t.Errorf("%v\n%s", o.Bug, o.Trace())
+		}
+	})
+}
+
+func removeApart(t *testing.T, w *world) {
+	pool := w.plan.Pools[0]
+	between, heirs := w.hosts[0], w.hosts[1:]
+	w.startPool(pool, between)
+	for _, h := range heirs {
+		w.connect(h, between)
+		w.sleep(20 * time.Second) // until it has the ring
+		w.crash(h)
+	}
+	w.mu.Lock()
+	clear(heirs[1].peer.known) // what it has heard of the other one
+	heirs[1].peer.known[between.peer.id] = true
+	w.mu.Unlock()
+	for _, h := range heirs {
+		w.boot(h)
+	}
+	w.crash(between)
+	w.sleep(3 * time.Second) // until the others have noticed
+	for _, h := range heirs {
+		if err := w.result(func(done func(error)) { w.removePeer(h.proc, between.peer.id, 0, done) }); err != nil {
+			t.Error(err)
+		}
+	}
+	addr := netip.MustParseAddr("10.32.1.5")
+	for _, h := range heirs {
+		if h.owner(pool, addr) != h.peer.id {
+			t.Errorf("%s does not own %s", h, addr)
+		}
+		w.startPool(pool, h)
+		if err := w.result(func(done func(error)) { w.lease(h.proc, pool.String(), addr, 0, time.Minute, done) }); err != nil {
+			t.Error(err)
+		}
+	}
+	w.check()
+	w.connect(heirs[0], heirs[1])
+	w.sleep(20 * time.Second) // until they have met
+	if x, y := heirs[0].owner(pool, addr), heirs[1].owner(pool, addr); x != y {
+		t.Errorf("%s is %s's and %s's", addr, x, y)
+	}
+	w.check()
+}
+
+// startPool has hosts ask for a pool.
+func (w *world) startPool(pool netip.Prefix, hosts ...*host) {
+	for _, h := range hosts {
 		_ = w.result(func(done func(error)) {
 			w.requestPool(h.proc, pool, netip.Prefix{}, 0, time.Minute, func(_ string, err error) { done(err) })
 		})

@@ -49,7 +49,9 @@ type removal struct {
 // that had given it to them.
 type inheritance struct {
 	space.Range
-	from []ring.Peer
+	from  []ring.Peer
+	by    ring.Peer // nobody if it is not known
+	apart bool      // taken over twice, by clusters apart
 }
 
 // truth is what all disks together say. Guarded by world.mu.
@@ -237,7 +239,7 @@ func (w *world) noteHeir(p *peer, old, now *ring.Ring) {
 				from = w.inheritsFrom(p)
 			}
 			if slices.Contains(from, before.Owner) {
-				w.noteInherited(p, old, now, inheritance{part, from})
+				w.noteInherited(p, old, now, inheritance{Range: part, from: from, by: p.id})
 			}
 		}
 	}
@@ -303,6 +305,7 @@ func (w *world) noteInherited(p *peer, old, now *ring.Ring, i inheritance) {
 			}
 		}
 	}
+	w.noteApart(p, s, i)
 	w.noteTaken(s, i)
 	w.noteUnheard(p, s, i)
 	w.noteGhosts(p, s.pool, i)
@@ -331,6 +334,23 @@ func (w *world) noteTaken(s seeded, i inheritance) {
 	w.truth.inheritance[s] = append(w.truth.inheritance[s], i)
 }
 
+// noteApart notes what another heir has already taken over of the same removed
+// peer, if that was the only one whom both clusters had met: they are clusters
+// apart, like those that start one pool.
+func (w *world) noteApart(p *peer, s seeded, i inheritance) {
+	for _, other := range w.truth.inheritance[s] {
+		part, ok := i.Intersect(other.Range)
+		if !ok || other.apart || other.by == "" || other.by == p.id {
+			continue
+		}
+		for _, gone := range i.from {
+			if slices.Contains(other.from, gone) && w.removedApart(gone, p, w.peers[other.by]) {
+				w.noteTaken(s, inheritance{Range: part, from: []ring.Peer{gone}, apart: true})
+			}
+		}
+	}
+}
+
 // noteUnheard notes what the removed peer had given to others that the heir knows
 // to be removed, too: if nobody else has heard of the gift, it is inherited with
 // the rest. Only the disks of those who are gone tell of it.
@@ -342,7 +362,7 @@ func (w *world) noteUnheard(p *peer, s seeded, i inheritance) {
 		}
 		for _, theirs := range r.Ranges(id) {
 			if part, ok := theirs.Intersect(i.Range); ok {
-				w.noteTaken(s, inheritance{part, []ring.Peer{id}})
+				w.noteTaken(s, inheritance{Range: part, from: []ring.Peer{id}})
 			}
 		}
 	}
@@ -360,12 +380,13 @@ func (w *world) noteGhosts(p *peer, pool netip.Prefix, i inheritance) {
 	}
 }
 
-// disputed says whether an address was taken over from a peer that was alive, or
-// whose messages were still under way, when it was said to be gone: what it did
-// after that may contradict its heir, until all disks agree. w.mu is held.
+// disputed says whether an address was taken over by clusters apart, or from a
+// peer that was alive, or whose messages were still under way, when it was said
+// to be gone: what it did after that may contradict its heir, until all disks
+// agree. w.mu is held.
 func (w *world) disputed(s seeded, a netip.Addr) bool {
 	return slices.ContainsFunc(w.truth.inheritance[s], func(i inheritance) bool {
-		return i.Contains(a) && slices.ContainsFunc(i.from, w.livedOn)
+		return i.Contains(a) && (i.apart || slices.ContainsFunc(i.from, w.livedOn))
 	})
 }
 

@@ -104,6 +104,25 @@ func (w *world) gone(id ring.Peer) bool {
 	return gone
 }
 
+// removedApart says whether two peers know different heirs of a removed one, each
+// decided upon by voters of whom none had heard of any of the others. w.mu is held.
+func (w *world) removedApart(id ring.Peer, p, q *peer) bool {
+	x, y := p.disk.buckets[bucketRemoved][string(id)], q.disk.buckets[bucketRemoved][string(id)]
+	if x == nil || y == nil || slices.Equal(x, y) {
+		return false
+	}
+	electors := func(p *peer, value []byte) map[ring.Peer]bool {
+		return w.decided(p, "remove 1 "+string(id), func(v string) bool { return v == string(value) }, id)
+	}
+	xs, ys := electors(p, x), electors(q, y)
+	for e := range xs {
+		if ys[e] {
+			return false
+		}
+	}
+	return xs != nil && ys != nil
+}
+
 // noteRemoved notes what is on all disks when a peer is first said to be gone,
 // which a majority must have agreed on. Its own disk does not count from then on.
 func (w *world) noteRemoved(p *peer, id ring.Peer, value []byte) {
