@@ -13,7 +13,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # vetted twice: `make check` does that.
 LAB_PACKAGES := ./test/sim ./test/scale ./test/dockerlab ./test/e2e
 LAB_TIMEOUT  := 20m
-ALONE        := ^(TestLeaseLatency|TestJoiningStaysFlat|TestCrashAtEachWrite.*|TestFastPath.*|TestPasswordNoVXLAN|TestLab.*)$$
+ALONE        := ^(TestLeaseLatency|TestJoiningStaysFlat|TestCrashAtEachWrite.*|TestFastPath.*|TestPasswordNoVXLAN|TestLab.*|Test.*Allocates?Nothing)$$
 
 # sudo has a PATH of its own, which seldom has Go; users' often lacks sbin.
 AS_ROOT := $(if $(SUDO),$(SUDO) env "PATH=$$PATH:/usr/local/sbin:/usr/sbin:/sbin")
@@ -51,7 +51,7 @@ vulncheck: ## Look for known vulnerabilities, where their database can be reache
 
 test: plugin ## Run all tests; those that need root skip without it, unless WEAVE_REQUIRE_ROOT=1
 	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off -count=1 -p 3 -parallel 6 -skip '$(ALONE)' $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
-		-- -vet=off -count=1 -p 1 -parallel 10 -run '$(ALONE)' ./plugin/daemon ./mesh ./ipam \
+		-- -vet=off -count=1 -p 1 -parallel 10 -run '$(ALONE)' ./plugin/daemon ./ipam ./mesh ./mesh/tap ./mesh/transport ./mesh/udp \
 		-- -vet=off -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
 		-- -C=test/bench -vet=off -count=1 -short ./...
 

@@ -366,13 +366,4 @@ func TestFrames(t *testing.T) {
 			t.Errorf("frame %d: %x", i, bufs[i][:sizes[i]])
 		}
 	}
-	out := append(make([]byte, run.VnetHdrLen), frame...)
-	allocs := testing.AllocsPerRun(100, func() {
-		if err := d.Write(out); err != nil {
-			t.Fatal(err)
-		}
-	})
-	if allocs != 0 {
-		t.Errorf("Write: %v allocations", allocs)
-	}
 }

@@ -383,35 +383,6 @@ func TestRelayInRelay(t *testing.T) {
 	await(t, "it to be dropped", func() bool { return b.dropped(dropMalformed) == before+1 })
 }
 
-// Neither end of a relayed way allocates for a datagram, nor does the relay.
-func TestRelayAllocatesNothing(t *testing.T) {
-	l := startLine(t, 3, func(c *Config) { c.tune.wrapConn = nil }) // what tests record is allocated
-	a, b := l.meet(t)
-	link := a.Link(b.self)
-	d := make([]byte, 1400)
-	if n := testing.AllocsPerRun(200, func() {
-		if link.Seal(d, len(d)) != nil || link.Send(d, len(d)) != nil {
-			t.Error("not sent")
-		}
-	}); n > 0 && !poolForgets {
-		t.Errorf("sending by a relay allocates %v times", n)
-	}
-	r := newReceiver(l.nodes[1].Transport)
-	r.now = time.Now()
-	body := make([]byte, wire.RelayHeaderLen+1400)
-	wire.RelayHeader{Hops: 9, To: b.self, From: a.self}.Put(body)
-	r.from = direct(a.addr)
-	from := l.nodes[1].Link(a.self)
-	if n := testing.AllocsPerRun(200, func() {
-		r.relay(from, body)
-		if r.onward.send() != nil {
-			t.Error("not sent")
-		}
-	}); n > 0 {
-		t.Errorf("passing on allocates %v times", n)
-	}
-}
-
 // A link never counts as direct while its path is not, whatever the peer answers
 // while control gives the direct path up.
 func TestProofIsOfThePath(t *testing.T) {

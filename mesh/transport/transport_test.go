@@ -429,28 +429,6 @@ func sendFrames(t testing.TB, l *Link, n int, text string) {
 	}
 }
 
-func TestHotPathAllocatesNothing(t *testing.T) {
-	bare := func(c *Config) { c.tune.wrapConn = nil }
-	a, b := start(t, "127.0.0.1", bare), start(t, "127.0.0.2", bare)
-	connect(t, a, b)
-	body := make([]byte, 1365)
-	d := make([]byte, wire.HeaderLen+wire.ItemHeaderLen+len(body)+wire.TagLen)
-	// The receiving side is counted too.
-	if n := testing.AllocsPerRun(500, func() {
-		wire.AppendItem(d[:wire.HeaderLen], wire.KindKeepalive, body)
-		l := a.Link(b.self)
-		if err := l.Seal(d, len(d)); err != nil {
-			t.Fatal(err)
-		}
-		if err := l.Send(d, len(d)); err != nil {
-			t.Fatal(err)
-		}
-	}); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-	await(t, "the datagrams", func() bool { return b.Link(a.self).rxDatagrams.Load() > 500 })
-}
-
 func TestConfigRefused(t *testing.T) {
 	good := testIdentity(t)
 	for name, cfg := range map[string]Config{
