@@ -132,57 +132,72 @@ func removeReceiver(t *testing.T, w *world) {
 }
 
 // TestRemovedByClustersApart has a host that two others have met, who have not
-// heard of each other, die and be removed by both: each is a majority of all
-// that it knows, and inherits the pool. Then they meet.
+// heard of each other, die and be removed: by both, each of which is a majority
+// of all that it knows, and inherits the pool; or by one, while the other has
+// been given the address. Then they meet.
 func TestRemovedByClustersApart(t *testing.T) {
 	plan := unheard
 	plan.Hosts, plan.Groups, plan.Quiet = 3, 3, false
-	synctest.Test(t, func(t *testing.T) {
-		cryptotest.SetGlobalRandom(t, 1)
-		o := play(plan, func(w *world) { removeApart(t, w) })
-		if o.Bug != nil || t.Failed() {
-			t.Errorf("%v\n%s", o.Bug, o.Trace())
-		}
-	})
+	for _, given := range []bool{false, true} {
+		t.Run(fmt.Sprintf("one was given the address: %v", given), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cryptotest.SetGlobalRandom(t, 1)
+				o := play(plan, func(w *world) { removeApart(t, w, given) })
+				if o.Bug != nil || t.Failed() {
+					t.Errorf("%v\n%s", o.Bug, o.Trace())
+				}
+			})
+		})
+	}
 }
 
-func removeApart(t *testing.T, w *world) {
-	pool := w.plan.Pools[0]
-	between, heirs := w.hosts[0], w.hosts[1:]
-	w.startPool(pool, between)
-	for _, h := range heirs {
-		w.connect(h, between)
-		w.sleep(20 * time.Second) // until it has the ring
-		w.crash(h)
-	}
-	w.mu.Lock()
-	clear(heirs[1].peer.known) // what it has heard of the other one
-	heirs[1].peer.known[between.peer.id] = true
-	w.mu.Unlock()
-	for _, h := range heirs {
-		w.boot(h)
-	}
-	w.crash(between)
-	w.sleep(3 * time.Second) // until the others have noticed
-	for _, h := range heirs {
-		if err := w.result(func(done func(error)) { w.removePeer(h.proc, between.peer.id, 0, done) }); err != nil {
-			t.Error(err)
-		}
-	}
-	addr := netip.MustParseAddr("10.32.1.5")
-	for _, h := range heirs {
-		if h.owner(pool, addr) != h.peer.id {
-			t.Errorf("%s does not own %s", h, addr)
-		}
+func removeApart(t *testing.T, w *world, given bool) {
+	pool, addr := w.plan.Pools[0], netip.MustParseAddr("10.32.1.5")
+	between, one, other := w.hosts[0], w.hosts[1], w.hosts[2]
+	lease := func(h *host) {
 		w.startPool(pool, h)
 		if err := w.result(func(done func(error)) { w.lease(h.proc, pool.String(), addr, 0, time.Minute, done) }); err != nil {
 			t.Error(err)
 		}
 	}
+	remove := func(h *host) {
+		if err := w.result(func(done func(error)) { w.removePeer(h.proc, between.peer.id, 0, done) }); err != nil {
+			t.Error(err)
+		}
+	}
+
+	w.startPool(pool, between)
+	for _, h := range []*host{one, other} {
+		w.connect(h, between)
+		w.sleep(20 * time.Second) // until it has the ring
+		w.crash(h)
+	}
+	w.boot(one)
+	if given {
+		lease(one)
+	}
+	w.crash(between)
+	w.mu.Lock()
+	clear(other.peer.known) // what it has heard of the one
+	other.peer.known[between.peer.id] = true
+	w.mu.Unlock()
+	w.boot(other)
+	w.sleep(3 * time.Second) // until both have noticed
+	remove(other)
+	lease(other)
+	if !given {
+		remove(one)
+		lease(one)
+	}
+	for _, h := range []*host{one, other} {
+		if h.owner(pool, addr) != h.peer.id {
+			t.Errorf("%s does not own %s", h, addr)
+		}
+	}
 	w.check()
-	w.connect(heirs[0], heirs[1])
+	w.connect(one, other)
 	w.sleep(20 * time.Second) // until they have met
-	if x, y := heirs[0].owner(pool, addr), heirs[1].owner(pool, addr); x != y {
+	if x, y := one.owner(pool, addr), other.owner(pool, addr); x != y {
 		t.Errorf("%s is %s's and %s's", addr, x, y)
 	}
 	w.check()

@@ -334,9 +334,10 @@ func (w *world) noteTaken(s seeded, i inheritance) {
 	w.truth.inheritance[s] = append(w.truth.inheritance[s], i)
 }
 
-// noteApart notes what another heir has already taken over of the same removed
-// peer, if that was the only one whom both clusters had met: they are clusters
-// apart, like those that start one pool.
+// noteApart notes what clusters apart have of a removed peer that was the only
+// one whom both had met: another heir has taken it over there, or it was given
+// to a host of whom none of those had heard who decided here. They are like
+// clusters that start one pool.
 func (w *world) noteApart(p *peer, s seeded, i inheritance) {
 	for _, other := range w.truth.inheritance[s] {
 		part, ok := i.Intersect(other.Range)
@@ -346,6 +347,18 @@ func (w *world) noteApart(p *peer, s seeded, i inheritance) {
 		for _, gone := range i.from {
 			if slices.Contains(other.from, gone) && w.removedApart(gone, p, w.peers[other.by]) {
 				w.noteTaken(s, inheritance{Range: part, from: []ring.Peer{gone}, apart: true})
+			}
+		}
+	}
+	for id, other := range w.peers {
+		r := other.disk.rings[s.pool]
+		if r == nil || r.Seed() != s.seed || p.known[id] {
+			continue
+		}
+		for _, theirs := range r.Ranges(id) {
+			part, ok := theirs.Intersect(i.Range)
+			if ok && !slices.ContainsFunc(i.from, func(gone ring.Peer) bool { return w.heard(p, gone, id) }) {
+				w.noteTaken(s, inheritance{Range: part, from: i.from, apart: true})
 			}
 		}
 	}

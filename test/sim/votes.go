@@ -106,21 +106,34 @@ func (w *world) gone(id ring.Peer) bool {
 
 // removedApart says whether two peers know different heirs of a removed one, each
 // decided upon by voters of whom none had heard of any of the others. w.mu is held.
-func (w *world) removedApart(id ring.Peer, p, q *peer) bool {
-	x, y := p.disk.buckets[bucketRemoved][string(id)], q.disk.buckets[bucketRemoved][string(id)]
-	if x == nil || y == nil || slices.Equal(x, y) {
+func (w *world) removedApart(gone ring.Peer, p, q *peer) bool {
+	if slices.Equal(p.disk.buckets[bucketRemoved][string(gone)], q.disk.buckets[bucketRemoved][string(gone)]) {
 		return false
 	}
-	electors := func(p *peer, value []byte) map[ring.Peer]bool {
-		return w.decided(p, "remove 1 "+string(id), func(v string) bool { return v == string(value) }, id)
-	}
-	xs, ys := electors(p, x), electors(q, y)
-	for e := range xs {
-		if ys[e] {
+	xs, ys := w.removers(p, gone), w.removers(q, gone)
+	for x := range xs {
+		if ys[x] {
 			return false
 		}
 	}
 	return xs != nil && ys != nil
+}
+
+// heard says whether any of those who decided upon the heir of a removed peer, as
+// p knows it, is a certain peer or had heard of it. w.mu is held.
+func (w *world) heard(p *peer, gone, of ring.Peer) bool {
+	all := w.removers(p, gone)
+	return all == nil || all[of]
+}
+
+// removers are the voters for the heir of a removed peer, as p knows it, and all of
+// whom they had heard; nil if there is none. w.mu is held.
+func (w *world) removers(p *peer, gone ring.Peer) map[ring.Peer]bool {
+	heir := p.disk.buckets[bucketRemoved][string(gone)]
+	if heir == nil {
+		return nil
+	}
+	return w.decided(p, "remove 1 "+string(gone), func(v string) bool { return v == string(heir) }, gone)
 }
 
 // noteRemoved notes what is on all disks when a peer is first said to be gone,
