@@ -33,13 +33,17 @@ type cable struct {
 // sender, both ways. ARP and neighbour discovery always pass. It is stateless:
 // for who may begin a conversation, see Stateful.
 type Filter struct {
+	IPv4      bool // all of it
+	IPv6      bool
 	UDP       bool
 	ICMP      bool     // of IPv4 and IPv6
 	Fragments bool     // of IPv4 and IPv6, the first as well
 	OnlyTCP   []uint16 // if any: all but TCP to these ports, and what comes back from them
 }
 
-func (f Filter) empty() bool { return !f.UDP && !f.ICMP && !f.Fragments && len(f.OnlyTCP) == 0 }
+func (f Filter) empty() bool {
+	return !f.IPv4 && !f.IPv6 && !f.UDP && !f.ICMP && !f.Fragments && len(f.OnlyTCP) == 0
+}
 
 // Cut takes the host off the wire without telling it: its uplink keeps its
 // carrier, and frames vanish both ways.
@@ -118,6 +122,12 @@ func (c *cable) fill(t *table, out *nftables.Chain) {
 	}
 	t.add(out, etherType(unix.ETH_P_ARP), accept())
 	t.add(out, neighbours(), accept())
+	if c.filter.IPv4 {
+		t.add(out, etherType(unix.ETH_P_IP), drop())
+	}
+	if c.filter.IPv6 {
+		t.add(out, etherType(unix.ETH_P_IPV6), drop())
+	}
 	if c.filter.Fragments {
 		t.add(out, etherType(unix.ETH_P_IP), []expr.Any{
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 6, Len: 2},

@@ -127,6 +127,16 @@ func TestFilter(t *testing.T) {
 			}
 		}
 	})
+	for six, filter := range map[bool]Filter{false: {IPv4: true}, true: {IPv6: true}} {
+		must(t, a.SetFilter(filter))
+		both(t, func(t *testing.T, by6 bool) {
+			for _, way := range [][2]*Host{{a, b}, {b, a}} {
+				if want := by6 != six; passes(open(t, way[0], by6, 0), open(t, way[1], by6, 0), want) != want {
+					t.Errorf("%+v: from %s the other family, or this one, is dropped", filter, way[0].Name())
+				}
+			}
+		})
+	}
 	must(t, a.SetFilter(Filter{OnlyTCP: []uint16{443}}))
 	c := addHost(t, lab, 3) // neighbours find each other
 	both(t, func(t *testing.T, six bool) {
