@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 	"time"
@@ -18,17 +19,51 @@ func (l *hardLab) addHostsOf(families ...netlab.Family) []*netlab.Host {
 	return hosts
 }
 
-// TestLabIPv6 holds that hosts without IPv4 pass on for others, take TCP where UDP is
-// blocked, and come back from both.
+// linkLocal is the address of a host by which others on its link reach it.
+func linkLocal(t *testing.T, h *netlab.Host) (found netip.Addr) {
+	t.Helper()
+	must(t, h.Do(func() error {
+		link, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		addrs, err := link.Addrs()
+		for _, a := range addrs {
+			if ip, ok := netip.AddrFromSlice(a.(*net.IPNet).IP); ok && ip.Is6() && ip.IsLinkLocalUnicast() {
+				found = ip.WithZone(link.Name) // all hosts call theirs the same
+			}
+		}
+		return err
+	}))
+	return found
+}
+
+// at is where a host reaches another directly; not valid if it does not.
+func (h *fastHost) at(other *fastHost) netip.AddrPort {
+	for _, p := range h.status().Peers {
+		if p.Name == other.Name() && p.Up && !p.Relayed {
+			at, _ := netip.ParseAddrPort(p.Addr)
+			return at
+		}
+	}
+	return netip.AddrPort{}
+}
+
+// TestLabIPv6 holds that hosts without IPv4 meet, by a link-local address too, pass on
+// for others, take TCP where UDP is blocked, and come back from both.
 func TestLabIPv6(t *testing.T) {
 	t.Parallel()
 	l := newHardLab(t)
 	hosts := l.addHostsOf(netlab.IPv6, netlab.IPv6, netlab.IPv6)
 	must(t, l.net.Connect(hosts, netlab.Line(hosts...)))
+	l.dual = true
 	l.start(hosts[0])
 	l.start(hosts[1], hosts[0].IP6())
-	l.start(hosts[2], hosts[1].IP6())
+	l.start(hosts[2], linkLocal(t, hosts[1]))
 	l.awaitHops(l.hosts, func(i, j int) int { return max(i-j, j-i) })
+	for i, h := range l.hosts[1:] {
+		await(t, "addresses that are good for all links", func() bool { return h.at(l.hosts[i]).Addr() == hosts[i].IP6() })
+	}
 	l.everybody("line")
 	a, b := l.boxes[0], l.boxes[2]
 	a.bulk(b)
@@ -124,10 +159,8 @@ func TestLabFamilyDies(t *testing.T) {
 			l := newHardLab(t)
 			l.dual, l.password = true, password
 			hosts := l.addHosts(2)
-			l.names = map[string][]netip.Addr{"first.example": {hosts[0].IP6(), hosts[0].IP4()}}
 			l.start(hosts[0])
-			l.peers = []string{"first.example:6783"}
-			l.start(hosts[1])
+			l.start(hosts[1], hosts[0].IP4())
 			l.awaitHops(l.hosts, func(int, int) int { return 1 })
 			l.awaitFamily(true)
 			a, b := l.boxes[0], l.boxes[1]
@@ -163,14 +196,11 @@ func TestLabFamilyDies(t *testing.T) {
 func (l *hardLab) awaitFamily(four bool) {
 	l.t.Helper()
 	for i, h := range l.hosts {
+		other := l.hosts[1-i]
 		await(l.t, "the other family to be taken", func() bool {
-			for _, p := range h.status().Peers {
-				if p.Name == l.hosts[1-i].Name() && p.Up && !p.Relayed {
-					at, err := netip.ParseAddrPort(p.Addr)
-					return err == nil && at.Addr().Is4() == four && p.Fast == (four && l.password == "")
-				}
-			}
-			return false
+			at := h.at(other)
+			fast, _ := h.fast(other)
+			return at.IsValid() && at.Addr().Is4() == four && fast == (four && l.password == "")
 		})
 	}
 }

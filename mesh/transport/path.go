@@ -33,9 +33,9 @@ const (
 	// long each time, up to probeLast.
 	probeFirst = 500 * time.Millisecond
 	probeLast  = 5 * time.Second
-	// probeFamily is instead of probeLast while only the family of addresses could
-	// be better: often it never will be.
-	probeFamily = time.Minute
+	// probeKind is instead of probeLast while only the kind of address could be
+	// better: often it never will be.
+	probeKind = time.Minute
 	// pongAge is how long after a ping its pong may come.
 	pongAge = 10 * time.Second
 	// pingLen is the length of the body of our pings: the time.
@@ -217,7 +217,7 @@ func (t *Transport) knock(p *peer, now time.Time) {
 		return
 	}
 	if p.up.Load() && path.udp() {
-		last = probeFamily
+		last = probeKind
 	}
 	k.wait = min(max(2*k.wait, probeFirst), last)
 	k.next = now.Add(k.wait*3/4 + rand.N(k.wait/2+1))
