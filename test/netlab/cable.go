@@ -26,7 +26,6 @@ type cable struct {
 	cut    bool
 	loss   float64
 	filter Filter
-	delay  *Delay // nil: none
 }
 
 // Filter is what a firewall on a host's cable drops, without a word to the
@@ -81,28 +80,28 @@ func (h *Host) change(what string, f func(*cable)) error {
 
 // writeCable makes the kernel do what h.cable says; under h.mu.
 func (h *Host) writeCable() error {
-	c := &h.cable
-	end := func(device, aside string) error {
-		if err := setRuns(device, c.loss == 0 && c.delay == nil); err != nil {
+	c, d := &h.cable, h.delay.Load()
+	end := func(device string, delay func(*table)) error {
+		if err := setRuns(device, c.loss == 0 && d == nil); err != nil {
 			return err
 		}
-		if aside == "" && !c.cut && c.loss == 0 && c.filter.empty() {
+		if delay == nil && !c.cut && c.loss == 0 && c.filter.empty() {
 			return writeTable(nftables.TableFamilyNetdev, h.cableTable(), nil)
 		}
 		return writeTable(nftables.TableFamilyNetdev, h.cableTable(), func(t *table) {
 			c.fill(t, t.chain("out", nftables.ChainTypeFilter, nftables.ChainHookIngress, 0, device))
-			if aside != "" { // frames go by the Delay, not to the kernel around it
-				t.add(t.chain("aside", nftables.ChainTypeFilter, nftables.ChainHookIngress, 0, aside), drop())
+			if delay != nil {
+				delay(t)
 			}
 		})
 	}
-	near, aside := h.onBridge(), ""
-	if c.delay != nil {
-		aside = h.port
+	var delay func(*table)
+	if d != nil {
+		delay = d.divert
 	}
 	return errors.Join(
-		inNamespace(h.net.space, func() error { return end(near, aside) }),
-		h.Do(func() error { return end(uplink, "") }))
+		inNamespace(h.net.space, func() error { return end(h.onBridge(), delay) }),
+		h.Do(func() error { return end(uplink, nil) }))
 }
 
 // forgetCable deletes the table in the network's namespace: it would be waiting

@@ -30,8 +30,8 @@ type Host struct {
 	ip4, ip6  netip.Addr // guarded by addresses; not valid for a family that Only took away
 
 	mu    sync.Mutex
-	cable cable       // guarded by mu
-	late  atomic.Bool // there is a Delay
+	cable cable                 // guarded by mu
+	delay atomic.Pointer[Delay] // nil: none; changes under mu
 }
 
 // Name returns the short name, such as h1, or h3-1 for one behind router h3.
