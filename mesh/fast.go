@@ -21,9 +21,9 @@ func fastName(key string) string { return fmt.Sprintf("wvx%08x", uint32(SegmentI
 func (n *Node) newFast() *vxlan.Switch {
 	links := vxlan.NewLinks()
 	cfg := vxlan.Config{
-		Self: n.cfg.Identity.ID, Local: n.cfg.Advertise.Unmap(), Port: n.cfg.VXLANPort, MeshPort: n.transport.Port(),
+		Self: n.cfg.Identity.ID, Local: n.cfg.main(), Port: n.cfg.VXLANPort, MeshPort: n.transport.Port(),
 		Off: n.cfg.noFast(), Mesh: sealed{n}, Tunnel: n.tunnel, Changed: n.recheck, Clock: time.Now, Log: n.log,
-		Kernel: links, Guard: vxlan.NewFirewall(n.cfg.Advertise.Unmap(), links), Probes: vxlan.NewSocket(),
+		Kernel: links, Guard: vxlan.NewFirewall(n.cfg.main(), links), Probes: vxlan.NewSocket(),
 	}
 	return vxlan.New(cfg)
 }
@@ -35,7 +35,7 @@ func (c Config) noFast() string {
 		return "a password is set"
 	case c.VXLANPort == 0:
 		return "it has no port on this host"
-	case !c.Advertise.IsValid() || c.Advertise.Zone() != "":
+	case !c.main().IsValid() || c.main().Zone() != "":
 		return "this host has no underlay address that fits"
 	}
 	return ""

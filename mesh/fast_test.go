@@ -331,7 +331,7 @@ func TestPasswordNoVXLAN(t *testing.T) {
 		h.kill()
 	}
 	for i, h := range l.hosts {
-		h.password = "secret"
+		h.setup.Password = "secret"
 		h.start()
 		h.join(blue, "wv1")
 		[]*container{one, two}[i].announce(h, blue)
@@ -401,10 +401,10 @@ func TestOverhead(t *testing.T) {
 		cfg  Config
 		want int
 	}{
-		{Config{VXLANPort: 6784, Advertise: four}, 50},
-		{Config{VXLANPort: 6784, Advertise: six}, 70},
-		{Config{VXLANPort: 6784, Advertise: four, Password: []byte("x")}, 110},
-		{Config{Advertise: four}, 110},
+		{Config{VXLANPort: 6784, Advertise: []netip.Addr{four}}, 50},
+		{Config{VXLANPort: 6784, Advertise: []netip.Addr{six, four}}, 70},
+		{Config{VXLANPort: 6784, Advertise: []netip.Addr{four}, Password: []byte("x")}, 110},
+		{Config{Advertise: []netip.Addr{four}}, 110},
 	} {
 		if got := test.cfg.Overhead(); got != test.want {
 			t.Errorf("on %s, port %d, password %q: %d, want %d", test.cfg.Advertise, test.cfg.VXLANPort, test.cfg.Password, got, test.want)

@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -37,8 +38,12 @@ type fastLab struct {
 	net   *netlab.Lab
 	hosts []*fastHost
 
-	tcpPort uint16 // of the hosts that are placed next
+	// Of the hosts that are placed next:
+	tcpPort uint16
 	proxy   string
+	dual    bool                    // they listen on both families, as the daemon does
+	names   map[string][]netip.Addr // what their resolver knows
+	peers   []string                // where they look for others, too
 }
 
 // statusGap is how often a host is asked for its status at most.
@@ -79,8 +84,17 @@ func (l *fastLab) add(password string, peer int) *fastHost {
 func (l *fastLab) place(h *netlab.Host, password string, seeds ...netip.Addr) *fastHost {
 	l.t.Helper()
 	host := &fastHost{
-		lab: l, Host: h, identity: testIdentity(l.t), number: len(l.hosts) + 1, password: password, seeds: seeds,
-		tcpPort: l.tcpPort, proxy: l.proxy,
+		lab: l, Host: h, identity: testIdentity(l.t), number: len(l.hosts) + 1,
+		setup: hostSetup{Password: password, Name: h.Name(), TCPPort: l.tcpPort, Proxy: l.proxy, Names: l.names, Peers: slices.Clone(l.peers)},
+	}
+	host.setup.Private = hex.EncodeToString(host.identity.Private)
+	for _, seed := range seeds {
+		host.setup.Peers = append(host.setup.Peers, addrPort(seed, fastPort).String())
+	}
+	host.setup.Listen, host.setup.Advertise = netip.IPv6Unspecified(), host.addresses()
+	if !l.dual {
+		host.setup.Advertise = host.setup.Advertise[:1]
+		host.setup.Listen = host.setup.Advertise[0]
 	}
 	host.start()
 	l.hosts = append(l.hosts, host)
@@ -93,10 +107,7 @@ type fastHost struct {
 	lab      *fastLab
 	number   int
 	identity id.Identity
-	password string
-	seeds    []netip.Addr
-	tcpPort  uint16
-	proxy    string
+	setup    hostSetup
 
 	asked   time.Time // for its status
 	process *exec.Cmd
@@ -109,9 +120,16 @@ type fastHost struct {
 // hostSetup is what a host's process is told.
 type hostSetup struct {
 	Private, Password, Name, Proxy string
-	Advertise                      netip.Addr
+	Listen                         netip.Addr
+	Advertise                      []netip.Addr
 	Peers                          []string
 	TCPPort                        uint16
+	Names                          map[string][]netip.Addr
+}
+
+// addresses are those of a host, IPv4 first.
+func (h *fastHost) addresses() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{h.IP4(), h.IP6()}, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
 const hostEnv = "WEAVE_TEST_FAST_HOST"
@@ -120,14 +138,7 @@ const hostEnv = "WEAVE_TEST_FAST_HOST"
 func (h *fastHost) start() {
 	t := h.lab.t
 	t.Helper()
-	setup := hostSetup{
-		Private: hex.EncodeToString(h.identity.Private), Password: h.password, Name: h.Name(), Advertise: h.IP4(),
-		TCPPort: h.tcpPort, Proxy: h.proxy,
-	}
-	for _, seed := range h.seeds {
-		setup.Peers = append(setup.Peers, addrPort(seed, fastPort).String())
-	}
-	text, err := json.Marshal(setup)
+	text, err := json.Marshal(h.setup)
 	must(t, err)
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestFastHostProcess$", "-test.timeout=5m")
 	cmd.Env = append(os.Environ(), hostEnv+"="+string(text))
@@ -364,9 +375,12 @@ func TestFastHostProcess(t *testing.T) {
 	timing.Sum = 500 * time.Millisecond
 	cfg := Config{
 		Identity: identity, Password: []byte(setup.Password), Nickname: setup.Name, VXLANPort: fastPort + 1,
-		Listen: netip.AddrPortFrom(setup.Advertise, fastPort), Advertise: setup.Advertise, Peers: setup.Peers, Store: newStore(), Log: quiet(),
+		Listen: netip.AddrPortFrom(setup.Listen, fastPort), Advertise: setup.Advertise, Peers: setup.Peers, Store: newStore(), Log: quiet(),
 		Answer: func(context.Context, id.PeerID, []byte) ([]byte, error) { return nil, nil },
 		tune:   tuning{gossip: timing, seedInterval: 200 * time.Millisecond},
+	}
+	if setup.Names != nil {
+		net.DefaultResolver = resolver(setup.Names)
 	}
 	cfg.TCPPort = setup.TCPPort
 	if setup.Proxy != "" {

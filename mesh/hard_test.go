@@ -14,9 +14,10 @@ import (
 // segment.
 type hardLab struct {
 	*fastLab
-	boxes []*container
-	ears  []*listener
-	group netip.Addr
+	password string
+	boxes    []*container
+	ears     []*listener
+	group    netip.Addr
 }
 
 func newHardLab(t *testing.T) *hardLab {
@@ -25,13 +26,13 @@ func newHardLab(t *testing.T) *hardLab {
 	lab, err := netlab.New(netlab.UniqueName())
 	must(t, err)
 	t.Cleanup(func() { must(t, lab.Close()) })
-	return &hardLab{fastLab: &fastLab{t: t, net: lab}, group: addr("239.1.2.3")}
+	return &hardLab{fastLab: &fastLab{t: t, net: lab}, password: "secret", group: addr("239.1.2.3")}
 }
 
 // start runs a process and a container on a host.
 func (l *hardLab) start(h *netlab.Host, seeds ...netip.Addr) *fastHost {
 	l.t.Helper()
-	host := l.place(h, "secret", seeds...)
+	host := l.place(h, l.password, seeds...)
 	host.join(blue, "wv1")
 	host.call("run")
 	c := host.run(blue, "wv1", fmt.Sprint("c", host.number), fmt.Sprintf("10.1.0.%d", host.number))
@@ -61,7 +62,7 @@ func (l *hardLab) startLine(n int) []*netlab.Host {
 		if i == 0 {
 			l.start(h)
 		} else {
-			l.start(h, hosts[i-1].IP4())
+			l.start(h, l.hosts[i-1].addresses()[0])
 		}
 	}
 	return hosts

@@ -121,7 +121,7 @@ func configure(t testing.TB, ip string, peers ...string) Config {
 	timing.Sum, timing.Rejoin, timing.Retry = 100*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
 	return Config{
 		Identity: testIdentity(t), Password: []byte("secret"), Nickname: "host-" + ip,
-		Listen: netip.AddrPortFrom(addr, 0), Advertise: addr, Peers: peers, Store: newStore(), Log: log,
+		Listen: netip.AddrPortFrom(addr, 0), Advertise: []netip.Addr{addr}, Peers: peers, Store: newStore(), Log: log,
 		Answer: func(_ context.Context, _ id.PeerID, request []byte) ([]byte, error) {
 			return append([]byte("you said "), request...), nil
 		},

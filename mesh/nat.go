@@ -24,13 +24,13 @@ const maxOutside = 4
 // behind tells what stands between us and those that see us so, and the outside
 // addresses at which others may try: none of a NAT that has another port for each,
 // since they would find it closed.
-func behind(own netip.AddrPort, seen []netip.AddrPort) (kind NAT, outside []netip.AddrPort) {
+func behind(own, seen []netip.AddrPort) (kind NAT, outside []netip.AddrPort) {
 	ports := map[netip.Addr][]uint16{}
 	for _, a := range seen {
 		if kind == NATUnknown {
 			kind = NATNone
 		}
-		if a != own {
+		if !slices.Contains(own, a) {
 			ports[a.Addr()] = append(ports[a.Addr()], a.Port())
 		}
 	}
@@ -51,6 +51,6 @@ func behind(own netip.AddrPort, seen []netip.AddrPort) (kind NAT, outside []neti
 
 // NAT tells what stands between this host and its peers.
 func (n *Node) NAT() NAT {
-	kind, _ := behind(n.ownAddress(), n.transport.Seen())
+	kind, _ := behind(n.ownAddresses(), n.transport.Seen())
 	return kind
 }

@@ -45,7 +45,8 @@ func (l *natLab) awaitWay(hops int) {
 	for i, h := range l.inside {
 		await(l.t, "the hosts behind NATs to reach each other", func() bool { return h.hops(l.inside[1-i]) == hops })
 	}
-	must(l.t, l.a.ask(l.b, "here", time.Second))
+	// Who has just met may not have told of its containers yet.
+	await(l.t, "an answer", func() bool { return l.a.ask(l.b, "here", time.Second) == nil })
 }
 
 // TestLabNAT holds that two hosts behind NATs that map independently of whom they

@@ -7,7 +7,7 @@ import (
 )
 
 func TestBehind(t *testing.T) {
-	own := netip.MustParseAddrPort("10.0.0.2:6783")
+	own := []netip.AddrPort{netip.MustParseAddrPort("10.0.0.2:6783"), netip.MustParseAddrPort("[fd00::2]:6783")}
 	for _, test := range []struct {
 		seen    []string
 		kind    NAT
@@ -15,6 +15,8 @@ func TestBehind(t *testing.T) {
 	}{
 		{nil, NATUnknown, nil},
 		{[]string{"10.0.0.2:6783", "10.0.0.2:6783"}, NATNone, nil},
+		{[]string{"10.0.0.2:6783", "[fd00::2]:6783"}, NATNone, nil},
+		{[]string{"192.0.2.1:6783", "[fd00::2]:6783"}, NATCone, []string{"192.0.2.1:6783"}},
 		{[]string{"192.0.2.1:6783"}, NATCone, []string{"192.0.2.1:6783"}},
 		{[]string{"192.0.2.1:4000", "10.0.0.2:6783", "192.0.2.1:4000"}, NATCone, []string{"192.0.2.1:4000"}},
 		{[]string{"192.0.2.1:4000", "198.51.100.1:4000"}, NATCone, []string{"192.0.2.1:4000", "198.51.100.1:4000"}},

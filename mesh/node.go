@@ -49,12 +49,14 @@ type Replica = gossip.Replica
 
 // Config is what a Node is made of. All of it stays unchanged after New.
 type Config struct {
-	Identity  id.Identity
-	Password  []byte
-	Nickname  string
-	Listen    netip.AddrPort // UDP and TCP
-	Advertise netip.Addr     // our address on the underlay, told to others
-	Peers     []string       // host:port to connect to
+	Identity id.Identity
+	Password []byte
+	Nickname string
+	Listen   netip.AddrPort // UDP and TCP
+	// Advertise are our addresses on the underlay, told to others. VXLAN runs on
+	// the first one, and so between hosts whose first ones are of one family.
+	Advertise []netip.Addr
+	Peers     []string // host:port to connect to
 	// VXLANPort is the UDP port of the fast path, the same on all hosts; 0 for
 	// none. It counts only if there is no password.
 	VXLANPort uint16
@@ -121,9 +123,17 @@ const replicaRecords = "records"
 // it has none of the room that this needs is sent in fragments.
 func (c Config) Overhead() int {
 	if c.noFast() == "" {
-		return vxlan.Overhead(c.Advertise)
+		return vxlan.Overhead(c.main())
 	}
 	return wire.TunnelOverhead
+}
+
+// main is our first address on the underlay; not valid if there is none.
+func (c Config) main() netip.Addr {
+	if len(c.Advertise) == 0 {
+		return netip.Addr{}
+	}
+	return c.Advertise[0].Unmap()
 }
 
 // New binds the port and builds the parts. Run starts them; a Node that is
@@ -173,7 +183,7 @@ func (n *Node) Close() error { return n.transport.Close() }
 func (n *Node) transportConfig(incarnation uint64) transport.Config {
 	return transport.Config{
 		Identity: n.cfg.Identity, Password: n.cfg.Password, Nickname: n.cfg.Nickname,
-		Incarnation: incarnation, Listen: n.cfg.Listen, Advertise: n.cfg.Advertise, Log: n.log,
+		Incarnation: incarnation, Listen: n.cfg.Listen, Advertise: n.cfg.main(), Log: n.log,
 		TCPPort: n.cfg.TCPPort, Proxy: n.cfg.Proxy,
 		Packet: n.packet,
 		Frames: n.tunnel,
@@ -198,20 +208,17 @@ func (n *Node) gossipConfig() gossip.Config {
 // candidates are the underlay addresses that others may reach us at: our own, and
 // those of the NATs before us as far as peers have told.
 func (n *Node) candidates() []netip.AddrPort {
-	own := n.ownAddress()
+	own := n.ownAddresses()
 	_, outside := behind(own, n.transport.Seen())
-	if !own.IsValid() {
-		return outside
-	}
-	return append([]netip.AddrPort{own}, outside...)
+	return append(own, outside...)
 }
 
-// ownAddress is what is told to others; not valid if there is none to tell.
-func (n *Node) ownAddress() netip.AddrPort {
-	if !n.cfg.Advertise.IsValid() {
-		return netip.AddrPort{}
+// ownAddresses are those of Advertise, each with our port.
+func (n *Node) ownAddresses() (own []netip.AddrPort) {
+	for _, a := range n.cfg.Advertise {
+		own = append(own, netip.AddrPortFrom(a.Unmap(), n.transport.Port()))
 	}
-	return netip.AddrPortFrom(n.cfg.Advertise.Unmap(), n.transport.Port())
+	return own
 }
 
 // Run runs all parts until ctx ends or one of them fails. TAPs and VXLAN devices

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +55,17 @@ func TestResolve(t *testing.T) {
 		t.Errorf("got %v, %v", got, err)
 	}
 	if got, err = resolve(within(t), "[::ffff:192.0.2.1]:5"); err != nil || got[0] != netip.MustParseAddrPort("192.0.2.1:5") {
+		t.Errorf("got %v, %v", got, err)
+	}
+	lo, err := net.InterfaceByName("lo")
+	must(t, err)
+	byNumber := netip.AddrPortFrom(addr("fe80::1").WithZone(strconv.Itoa(lo.Index)), 5)
+	for _, s := range []string{"[fe80::1%lo]:5", byNumber.String()} {
+		if got, err = resolve(within(t), s); err != nil || !slices.Equal(got, []netip.AddrPort{byNumber}) {
+			t.Errorf("%s: got %v, %v", s, got, err)
+		}
+	}
+	if got, err = resolve(within(t), "[fe80::1%nowhere]:5"); err == nil || !strings.Contains(err.Error(), `no link "nowhere"`) {
 		t.Errorf("got %v, %v", got, err)
 	}
 	if got, err = resolve(within(t), "no such host:5"); err == nil {

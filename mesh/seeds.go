@@ -218,6 +218,20 @@ func splitSeed(addr string) (host string, port uint16, err error) {
 	return host, uint16(n), nil
 }
 
+// numberZone writes an address's zone, which may be the name of a link, as a number,
+// as it is with what comes from there.
+func numberZone(a netip.Addr) (netip.Addr, error) {
+	zone := a.Zone()
+	if _, err := strconv.ParseUint(zone, 10, 32); zone == "" || err == nil {
+		return a, nil
+	}
+	link, err := net.InterfaceByName(zone)
+	if err != nil {
+		return a, fmt.Errorf("%s: this host has no link %q", a, zone)
+	}
+	return a.WithZone(strconv.Itoa(link.Index)), nil
+}
+
 // errNoAddress is for names that resolve to nothing.
 var errNoAddress = errors.New("the name has no address")
 
@@ -226,6 +240,13 @@ func resolve(ctx context.Context, hostport string) ([]netip.AddrPort, error) {
 	host, port, err := splitSeed(hostport)
 	if err != nil {
 		return nil, err
+	}
+	if literal, err := netip.ParseAddr(host); err == nil { // which the resolver would take the zone from
+		addr, err := numberZone(literal.Unmap())
+		if err != nil {
+			return nil, err
+		}
+		return []netip.AddrPort{netip.AddrPortFrom(addr, port)}, nil
 	}
 	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err != nil {

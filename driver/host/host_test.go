@@ -110,8 +110,8 @@ func TestErrorsNameTheLink(t *testing.T) {
 
 func TestRoutes(t *testing.T) {
 	k := enterHost(t)
-	if _, err := k.DefaultAddr(); !errors.Is(err, ErrNoDefaultRoute) {
-		t.Errorf("DefaultAddr: %v", err)
+	if _, err := k.DefaultAddrs(); !errors.Is(err, ErrNoDefaultRoute) {
+		t.Errorf("DefaultAddrs: %v", err)
 	}
 	for _, cmd := range []string{
 		"ip link add up0 mtu 1450 type veth peer name far0", "ip link set far0 up", "ip link set up0 up",
@@ -135,8 +135,13 @@ func TestRoutes(t *testing.T) {
 			t.Errorf("%v is not among %v", want, routes)
 		}
 	}
-	if addr, err := k.DefaultAddr(); err != nil || addr != netip.MustParseAddr("192.0.2.5") {
-		t.Errorf("DefaultAddr: %v, %v", addr, err)
+	four, six := netip.MustParseAddr("192.0.2.5"), netip.MustParseAddr("fd01::5")
+	if addrs, err := k.DefaultAddrs(); err != nil || !slices.Equal(addrs, []netip.Addr{four}) {
+		t.Errorf("DefaultAddrs: %v, %v", addrs, err)
+	}
+	run(t, "ip route add default via fd01::1 dev up1")
+	if addrs, err := k.DefaultAddrs(); err != nil || !slices.Equal(addrs, []netip.Addr{four, six}) {
+		t.Errorf("DefaultAddrs, with IPv6: %v, %v", addrs, err)
 	}
 	for addr, want := range map[netip.Addr]int{
 		{}: 1450, netip.MustParseAddr("198.51.100.5"): 1300, netip.MustParseAddr("fd01::5"): 1300,
@@ -159,8 +164,8 @@ func TestDefaultRouteIPv6(t *testing.T) {
 	} {
 		run(t, cmd)
 	}
-	if addr, err := k.DefaultAddr(); err != nil || addr != netip.MustParseAddr("fd01::5") {
-		t.Errorf("DefaultAddr: %v, %v", addr, err)
+	if addrs, err := k.DefaultAddrs(); err != nil || !slices.Equal(addrs, []netip.Addr{netip.MustParseAddr("fd01::5")}) {
+		t.Errorf("DefaultAddrs: %v, %v", addrs, err)
 	}
 	if mtu, err := k.UnderlayMTU(netip.Addr{}); err != nil || mtu != 1400 {
 		t.Errorf("UnderlayMTU: %d, %v", mtu, err)

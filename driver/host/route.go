@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -67,26 +68,45 @@ func (k *Kernel) UnderlayMTU(addr netip.Addr) (int, error) {
 	return mtu, nil
 }
 
-// DefaultAddr returns the address with which the host speaks over its default
-// route, IPv4 before IPv6.
-func (k *Kernel) DefaultAddr() (netip.Addr, error) {
-	var addr netip.Addr
+// DefaultAddrs returns the addresses with which the host speaks over its default
+// routes: one of IPv4 and one of IPv6, in this order, or one of them. There is an
+// error only if there is none.
+func (k *Kernel) DefaultAddrs() ([]netip.Addr, error) {
+	var addrs []netip.Addr
 	err := withNetlink(func(h *netlink.Handle) error {
-		route, err := defaultRoute(h)
+		routes, err := mainTable(h)
 		if err != nil {
 			return err
 		}
-		if src, ok := netip.AddrFromSlice(route.Src); ok {
-			addr = src.Unmap()
+		var errs []error
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			addr, err := sourceAddr(h, routes, family)
+			if err == nil {
+				addrs = append(addrs, addr)
+			}
+			errs = append(errs, err)
+		}
+		if len(addrs) > 0 {
 			return nil
 		}
-		addr, err = firstAddr(h, outgoing(route), route.Family)
-		return err
+		return errors.Join(errs...)
 	})
 	if err != nil {
-		return netip.Addr{}, fmt.Errorf("find the underlay address: %w", err)
+		return nil, fmt.Errorf("find the underlay address: %w", err)
 	}
-	return addr, nil
+	return addrs, nil
+}
+
+// sourceAddr is the one of a family's default route.
+func sourceAddr(h *netlink.Handle, routes []netlink.Route, family int) (netip.Addr, error) {
+	route, err := bestDefault(slices.DeleteFunc(slices.Clone(routes), func(r netlink.Route) bool { return r.Family != family }))
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	if src, ok := netip.AddrFromSlice(route.Src); ok {
+		return src.Unmap(), nil
+	}
+	return firstAddr(h, outgoing(route), family)
 }
 
 func mainTable(h *netlink.Handle) ([]netlink.Route, error) {
@@ -107,12 +127,9 @@ func mainTable(h *netlink.Handle) ([]netlink.Route, error) {
 	return all, nil
 }
 
-// defaultRoute returns the default route that the kernel prefers.
-func defaultRoute(h *netlink.Handle) (netlink.Route, error) {
-	routes, err := mainTable(h)
-	if err != nil {
-		return netlink.Route{}, err
-	}
+// bestDefault returns the default route that the kernel prefers, IPv4 before
+// IPv6, of routes in that order.
+func bestDefault(routes []netlink.Route) (netlink.Route, error) {
 	best, found := netlink.Route{}, false
 	for _, r := range routes {
 		if destination(r).Bits() != 0 || outgoing(r) == 0 {
@@ -155,7 +172,11 @@ func outgoing(r netlink.Route) int {
 }
 
 func mtuOfDefault(h *netlink.Handle) (int, error) {
-	route, err := defaultRoute(h)
+	routes, err := mainTable(h)
+	if err != nil {
+		return 0, err
+	}
+	route, err := bestDefault(routes)
 	if err != nil {
 		return 0, err
 	}

@@ -86,7 +86,7 @@ func parseMeta(b []byte) (meta, error) {
 // usable tells whether a candidate means something to another host.
 func usable(c netip.AddrPort) bool {
 	a := c.Addr()
-	return c.IsValid() && c.Port() != 0 && a.Zone() == "" && !a.IsUnspecified() && !a.IsMulticast()
+	return c.IsValid() && c.Port() != 0 && a.Zone() == "" && !(a.Is6() && a.IsLinkLocalUnicast()) && !a.IsUnspecified() && !a.IsMulticast()
 }
 
 // cleanName keeps what can be printed on one line: nicknames end up in tables

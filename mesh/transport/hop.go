@@ -26,9 +26,16 @@ func (h hop) direct() bool { return h.udp() || h.pipe != nil }
 // of tells whether a peer's datagrams may come by this hop: a pipe is of one peer.
 func (h hop) of(p id.PeerID) bool { return h.pipe == nil || h.pipe.peer == p }
 
-// rank is the larger the better.
+// rank is the larger the better. Of several kinds of addresses both ends must
+// prefer the same: else each would follow the other to the one that it leaves. It
+// is IPv4, on which VXLAN runs where hosts have both; link-local ones are last, on
+// which it does not.
 func (h hop) rank() int {
 	switch {
+	case h.udp() && h.addr.Addr().Is4():
+		return 4
+	case h.udp() && h.addr.Addr().Zone() == "":
+		return 3
 	case h.udp():
 		return 2
 	case h.pipe != nil:

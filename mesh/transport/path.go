@@ -16,7 +16,8 @@ import (
 // while it proves to work both ways: a ping that went by it is answered by it. One
 // that carries more than pings is watched closely, so that frames are soon on
 // another way. Who has no direct way knocks at all addresses of the peer, now and
-// then; by the first answer the path is direct again.
+// then; by the first answer the path is direct again. Who has one that is not the
+// best kind knocks where there may be a better one.
 
 const (
 	// watchInterval is the time between pings on a link that is watched closely,
@@ -32,6 +33,9 @@ const (
 	// long each time, up to probeLast.
 	probeFirst = 500 * time.Millisecond
 	probeLast  = 5 * time.Second
+	// probeKind is instead of probeLast while only the kind of address could be
+	// better: often it never will be.
+	probeKind = time.Minute
 	// pongAge is how long after a ping its pong may come.
 	pongAge = 10 * time.Second
 	// pingLen is the length of the body of our pings: the time.
@@ -140,9 +144,7 @@ func (t *Transport) observe(p *peer, now time.Time) {
 			p.nextPing = now
 		}
 	}
-	if !p.up.Load() || !path.udp() {
-		t.knock(p, now)
-	}
+	t.knock(p, now)
 	if !now.Before(p.nextPing) {
 		t.ping(p, now)
 	}
@@ -207,18 +209,23 @@ func (t *Transport) pingBody(now time.Time) []byte {
 	return binary.BigEndian.AppendUint64(nil, uint64(t.since(now)))
 }
 
-// knock pings all addresses of a peer that is not reached directly.
+// knock pings, now and then, the addresses of a peer that is not reached directly,
+// or those that would be better than the path.
 func (t *Transport) knock(p *peer, now time.Time) {
-	k := &p.watch.probe
+	k, path, last := &p.watch.probe, *p.path.Load(), probeLast
 	if now.Before(k.next) {
 		return
 	}
-	k.wait = min(max(2*k.wait, probeFirst), probeLast)
+	if p.up.Load() && path.udp() {
+		last = probeKind
+	}
+	k.wait = min(max(2*k.wait, probeFirst), last)
 	k.next = now.Add(k.wait*3/4 + rand.N(k.wait/2+1))
 	for _, to := range p.doors() {
-		if to != *p.path.Load() { // that one is pinged anyway
-			_ = p.transmitTo(wire.KindPing, t.pingBody(now), to)
+		if p.up.Load() && to.rank() <= path.rank() || to == path { // that one is pinged anyway
+			continue
 		}
+		_ = p.transmitTo(wire.KindPing, t.pingBody(now), to)
 	}
 }
 

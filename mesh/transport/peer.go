@@ -98,9 +98,12 @@ func (p *peer) dropCandidate(a netip.AddrPort) {
 	p.candidates = slices.DeleteFunc(p.candidates, func(c netip.AddrPort) bool { return c == a })
 }
 
-// usable leaves out what is no address of one host.
+// usable leaves out what is no address of one host, or of which the link is missing.
 func usable(a netip.AddrPort) bool {
 	ip := a.Addr()
+	if ip.Is6() && ip.IsLinkLocalUnicast() && ip.Zone() == "" {
+		return false
+	}
 	return a.Port() != 0 && ip.IsValid() && !ip.IsUnspecified() && !ip.IsMulticast() &&
 		ip != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }

@@ -79,7 +79,7 @@ func TestVXLANPort(t *testing.T) {
 
 func TestGoodValues(t *testing.T) {
 	c, problems := FromEnv(env(
-		Password, " a secret with spaces ", Peers, "b, 192.0.2.7:7000\t[2001:db8::1]:6000,,2001:DB8::2 host-1.example.org:6784 b:06783",
+		Password, " a secret with spaces ", Peers, "b, 192.0.2.7:7000\t[2001:db8::1]:6000,,2001:DB8::2 host-1.example.org:6784 b:06783 [fd00::3] fe80::4%eth0 [fe80::4%2]:5 ::ffff:192.0.2.8",
 		Port, " 6790 ", TCPPort, "443", Proxy, "http://me:secret@proxy:3128", Address, "::ffff:192.0.2.1", Nickname, "left", IPAllocRange, "172.30.0.0/16",
 		MTU, "1400", LogLevel, "DEBUG", State, "/srv/weave/", Run, "/srv/run",
 	))
@@ -88,7 +88,7 @@ func TestGoodValues(t *testing.T) {
 	}
 	want := Config{
 		Password: []byte(" a secret with spaces "),
-		Peers:    []string{"b:6790", "192.0.2.7:7000", "[2001:db8::1]:6000", "[2001:db8::2]:6790", "host-1.example.org:6784", "b:6783"},
+		Peers:    []string{"b:6790", "192.0.2.7:7000", "[2001:db8::1]:6000", "[2001:db8::2]:6790", "host-1.example.org:6784", "b:6783", "[fd00::3]:6790", "[fe80::4%eth0]:6790", "[fe80::4%2]:5", "192.0.2.8:6790"},
 		Port:     6790, TCPPort: 443, Proxy: &url.URL{Scheme: "http", User: url.UserPassword("me", "secret"), Host: "proxy:3128"},
 		Address: netip.MustParseAddr("192.0.2.1"), Nickname: "left",
 		IPAllocRange: netip.MustParsePrefix("172.30.0.0/16"), MTU: 1400, LogLevel: logrus.DebugLevel,
@@ -120,7 +120,7 @@ func TestBadValues(t *testing.T) {
 	defaults, _ := FromEnv(env())
 	for _, c := range []struct{ setting, value string }{
 		{Port, "0"}, {Port, "65536"}, {Port, "-1"}, {Port, "+6783"}, {Port, "http"}, {Port, "6783 6784"}, {TCPPort, "0"}, {TCPPort, "https"},
-		{Address, "0.0.0.0"}, {Address, "::"}, {Address, "host"}, {Address, "192.0.2.1/24"}, {Address, "224.0.0.1"}, {Address, "fe80::1%eth0"},
+		{Address, "0.0.0.0"}, {Address, "::"}, {Address, "host"}, {Address, "192.0.2.1/24"}, {Address, "224.0.0.1"}, {Address, "fe80::1%eth0"}, {Address, "fe80::1"},
 		{Nickname, "two words"}, {Nickname, "ünnamed"}, {Nickname, "a\x1b[31mb"}, {Nickname, strings.Repeat("n", 64)},
 		{IPAllocRange, "10.32.0.0"}, {IPAllocRange, "10.32.1.0/12"}, {IPAllocRange, "10.32.0.0/33"}, {IPAllocRange, "10.0.0.0/29"},
 		{IPAllocRange, "0.0.0.0/8"}, {IPAllocRange, "224.0.0.0/8"}, {IPAllocRange, "127.0.0.0/8"}, {IPAllocRange, "240.0.0.0/8"}, {IPAllocRange, "fd00::/64"}, {IPAllocRange, "0.0.0.0/0"},
@@ -128,6 +128,7 @@ func TestBadValues(t *testing.T) {
 		{LogLevel, "loud"}, {LogLevel, "panic"}, {LogLevel, "trace"}, {LogLevel, "\x1b[31m"},
 		{State, "var/lib/weave"}, {Run, "."},
 		{Peers, "a:0"}, {Peers, "a:b:c"}, {Peers, "[::1"}, {Peers, "http://a"}, {Peers, ":6783"}, {Peers, "a/b"}, {Peers, "0.0.0.0"},
+		{Peers, "fe80::1"}, {Peers, "[fe80::1]:6783"}, {Peers, "fd00::1%eth0"}, {Peers, "::ffff:192.0.2.1%eth0"}, {Peers, "[fe80::1%]:1"},
 		{Peers, "300.1.2.3"}, {Peers, "192.0.2.1:"}, {Peers, "[]:1"}, {Peers, "[]"}, {Peers, "[a:b]"}, {Peers, "::1]:5"}, {Peers, strings.Repeat("h", 254)}, {Peers, "héte"},
 	} {
 		t.Run(c.setting+"="+c.value, func(t *testing.T) {

@@ -156,10 +156,16 @@ func ParsePeer(s string, port uint16) (string, error) {
 		return "", err
 	}
 	if a, err := netip.ParseAddr(host); err == nil {
-		if a.IsUnspecified() || a.IsMulticast() {
+		linkLocal := a.Is6() && a.IsLinkLocalUnicast()
+		switch {
+		case a.IsUnspecified() || a.IsMulticast():
 			return "", errors.New("not the address of one host")
+		case linkLocal && a.Zone() == "":
+			return "", fmt.Errorf("link-local address without the link that leads there, as in %s%%eth0", a)
+		case !linkLocal && a.Zone() != "":
+			return "", errors.New("only link-local addresses, fe80:…, have a zone")
 		}
-		host = a.String()
+		host = a.Unmap().String()
 	} else if err := checkHostName(host); err != nil {
 		return "", err
 	}
@@ -192,7 +198,7 @@ func (r *reader) address() netip.Addr {
 		return netip.Addr{}
 	}
 	a, err := netip.ParseAddr(v)
-	if err != nil || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
+	if err != nil || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" || a.Is6() && a.IsLinkLocalUnicast() {
 		r.bad(Address, v, "not the IP address of one host", "set an address of this host that the others reach, or leave it out for that of the default route")
 		return netip.Addr{}
 	}

@@ -33,7 +33,7 @@ type parts struct {
 	engine    *engine.Client
 	names     *names
 	identity  id.Identity
-	address   netip.Addr // on the underlay
+	addresses []netip.Addr // on the underlay, the first for VXLAN and the MTU
 
 	blocked atomic.Pointer[[]host.Blocked] // what the firewall keeps us from
 	removed chan struct{}                  // buffered: this host was removed from the cluster
@@ -66,8 +66,8 @@ func (p *parts) open(cfg config.Config, log *logrus.Entry) (err error) {
 	if p.identity, err = identity(p.store); err != nil {
 		return err
 	}
-	if p.address = cfg.Address; !p.address.IsValid() {
-		if p.address, err = p.kernel.DefaultAddr(); err != nil {
+	if p.addresses = []netip.Addr{cfg.Address}; !cfg.Address.IsValid() {
+		if p.addresses, err = p.kernel.DefaultAddrs(); err != nil {
 			return err
 		}
 	}
@@ -87,7 +87,7 @@ func (p *parts) join(cfg config.Config, log *logrus.Entry) (err error) {
 	}
 	meshCfg := mesh.Config{
 		Identity: p.identity, Password: cfg.Password, Nickname: cfg.Nickname,
-		Listen: listenAddr(cfg), Advertise: p.address, Peers: cfg.Peers, VXLANPort: cfg.VXLANPort(), TCPPort: cfg.TCPPort, Proxy: cfg.Proxy, Store: p.store, Log: log,
+		Listen: listenAddr(cfg), Advertise: p.addresses, Peers: cfg.Peers, VXLANPort: cfg.VXLANPort(), TCPPort: cfg.TCPPort, Proxy: cfg.Proxy, Store: p.store, Log: log,
 		Replicas: map[string]mesh.Replica{replicaRings: rings{p.allocator}},
 		Answer: func(ctx context.Context, from id.PeerID, request []byte) ([]byte, error) {
 			return p.allocator.Answer(ctx, ring.Peer(from.String()), request)
@@ -117,7 +117,7 @@ func (p *parts) mtu(set, overhead int) (int, error) {
 	if set != 0 {
 		return set, nil
 	}
-	underlay, err := p.kernel.UnderlayMTU(p.address)
+	underlay, err := p.kernel.UnderlayMTU(p.addresses[0])
 	return min(underlay-overhead, tunnel.MaxMTU), err // loopback and InfiniBand have more
 }
 

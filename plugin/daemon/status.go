@@ -60,7 +60,7 @@ func (p *parts) failures() map[string]string {
 
 // describe fills in what the parts know.
 func (d *daemon) describe(s *control.Status, p *parts) {
-	s.Peer, s.Address, s.NAT = p.identity.ID.String(), p.address, string(p.node.NAT())
+	s.Peer, s.Address, s.NAT = p.identity.ID.String(), p.addresses[0], string(p.node.NAT())
 	endpoints := p.driver.Endpoints()
 	joined := map[netip.Addr]bool{} // addresses of living peers
 	removed := p.allocator.Removed()

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"weave/test/bench/report"
 )
 
 func TestParse(t *testing.T) {
@@ -97,11 +99,16 @@ func TestPair(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if err := p.addLoss(); err != nil {
-		t.Error(err)
-	}
-	if lost, err := p.removeLoss(); err != nil || lost != 0 {
-		t.Errorf("lost %v without traffic: %v", lost, err)
+	for _, h := range report.HardModes() {
+		if err := p.harden(h); err != nil {
+			t.Errorf("%s: %v", h.Title, err)
+		}
+		if lost, err := p.lost(); err != nil || lost != 0 {
+			t.Errorf("%s: lost %v without traffic: %v", h.Title, lost, err)
+		}
+		if err := p.soften(); err != nil {
+			t.Errorf("%s: %v", h.Title, err)
+		}
 	}
 	short, err := p.starter.start(program{space: p.ends[0].space, log: p.log("false", 0), args: []string{"/bin/sh", "-c", "echo why >&2; exit 3"}})
 	if err != nil {

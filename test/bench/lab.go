@@ -29,6 +29,7 @@ type pair struct {
 	mtu      int
 	offloads map[port][]string           // that the links of the underlay have at first
 	ready    func(context.Context) error // if set: what else to wait for once frames pass
+	delays   []*netlab.Delay             // of harden
 }
 
 // end is one side: a host, and the network namespace where the load is.

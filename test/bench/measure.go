@@ -17,7 +17,7 @@ import (
 
 const (
 	warmUp    = 300 * time.Millisecond // before a window, so that TCP has found its rate
-	lossWarm  = time.Second            // with loss it takes longer
+	hardWarm  = time.Second            // on hard wires it takes longer
 	tail      = 50 * time.Millisecond  // of load beyond the window
 	pingPause = time.Millisecond
 )

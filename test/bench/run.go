@@ -147,7 +147,7 @@ func (b *bench) measure(ctx context.Context) error {
 		}
 	}
 	if b.has("loss") {
-		return b.measureLoss(ctx)
+		return b.measureHard(ctx)
 	}
 	return nil
 }
@@ -244,49 +244,4 @@ func (b *bench) persist(ctx context.Context, p running, measure func() ([]figure
 		b.result.Notes = append(b.result.Notes, note)
 	}
 	return nil, err
-}
-
-// measureLoss compares TCP with and without loss, of the sealed path and of
-// WireGuard.
-func (b *bench) measureLoss(ctx context.Context) error {
-	for _, p := range b.pairs {
-		if p.lossy {
-			if err := p.setOffloads(false); err != nil {
-				return err
-			}
-		}
-	}
-	for round := range b.rounds {
-		for _, p := range b.pairs {
-			if !p.lossy {
-				continue
-			}
-			if err := b.loseOne(ctx, p, round); err != nil {
-				return fmt.Errorf("%s with loss: %w", p.title, err)
-			}
-		}
-	}
-	return nil
-}
-
-func (b *bench) loseOne(ctx context.Context, p running, round int) error {
-	for _, from := range []int{0, 1} {
-		without, err := b.persist(ctx, p, func() ([]figure, error) { return p.tcp(ctx, from, 1, b.window, warmUp) })
-		if err != nil {
-			return err
-		}
-		if err := p.addLoss(); err != nil {
-			return err
-		}
-		with, err := b.persist(ctx, p, func() ([]figure, error) { return p.tcp(ctx, from, 1, 2*b.window, lossWarm) })
-		lost, removed := p.removeLoss()
-		if err := errors.Join(err, removed); err != nil {
-			return err
-		}
-		way := fmt.Sprintf("h%d", from+1)
-		b.result.Add(report.Sample{System: p.name, Mode: report.Loss, Measure: report.Lossless, Way: way, Round: round, Value: without[0].value})
-		b.result.Add(report.Sample{System: p.name, Mode: report.Loss, Measure: report.TCP1, Way: way, Round: round, Value: with[0].value})
-		b.say("loss, round %d, %s: %.4g Mbit/s, without %.4g (%.2f %% of the frames lost)", round+1, p.name, with[0].value, without[0].value, 100*lost)
-	}
-	return nil
 }

@@ -19,7 +19,7 @@ type system struct {
 	name  string // in flags and figures
 	title string // in tables
 	build func(context.Context, *pair) error
-	lossy bool // is measured with loss, too
+	lossy bool // is measured on wires that lose and delay, too
 }
 
 // Names of the systems that targets speak of.

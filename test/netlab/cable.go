@@ -26,20 +26,23 @@ type cable struct {
 	cut    bool
 	loss   float64
 	filter Filter
-	delay  *Delay // nil: none
 }
 
 // Filter is what a firewall on a host's cable drops, without a word to the
 // sender, both ways. ARP and neighbour discovery always pass. It is stateless:
 // for who may begin a conversation, see Stateful.
 type Filter struct {
+	IPv4      bool // all of it
+	IPv6      bool
 	UDP       bool
 	ICMP      bool     // of IPv4 and IPv6
 	Fragments bool     // of IPv4 and IPv6, the first as well
 	OnlyTCP   []uint16 // if any: all but TCP to these ports, and what comes back from them
 }
 
-func (f Filter) empty() bool { return !f.UDP && !f.ICMP && !f.Fragments && len(f.OnlyTCP) == 0 }
+func (f Filter) empty() bool {
+	return !f.IPv4 && !f.IPv6 && !f.UDP && !f.ICMP && !f.Fragments && len(f.OnlyTCP) == 0
+}
 
 // Cut takes the host off the wire without telling it: its uplink keeps its
 // carrier, and frames vanish both ways.
@@ -77,28 +80,28 @@ func (h *Host) change(what string, f func(*cable)) error {
 
 // writeCable makes the kernel do what h.cable says; under h.mu.
 func (h *Host) writeCable() error {
-	c := &h.cable
-	end := func(device, aside string) error {
-		if err := setRuns(device, c.loss == 0 && c.delay == nil); err != nil {
+	c, d := &h.cable, h.delay.Load()
+	end := func(device string, delay func(*table)) error {
+		if err := setRuns(device, c.loss == 0 && d == nil); err != nil {
 			return err
 		}
-		if aside == "" && !c.cut && c.loss == 0 && c.filter.empty() {
+		if delay == nil && !c.cut && c.loss == 0 && c.filter.empty() {
 			return writeTable(nftables.TableFamilyNetdev, h.cableTable(), nil)
 		}
 		return writeTable(nftables.TableFamilyNetdev, h.cableTable(), func(t *table) {
 			c.fill(t, t.chain("out", nftables.ChainTypeFilter, nftables.ChainHookIngress, 0, device))
-			if aside != "" { // frames go by the Delay, not to the kernel around it
-				t.add(t.chain("aside", nftables.ChainTypeFilter, nftables.ChainHookIngress, 0, aside), drop())
+			if delay != nil {
+				delay(t)
 			}
 		})
 	}
-	near, aside := h.onBridge(), ""
-	if c.delay != nil {
-		aside = h.port
+	var delay func(*table)
+	if d != nil {
+		delay = d.divert
 	}
 	return errors.Join(
-		inNamespace(h.net.space, func() error { return end(near, aside) }),
-		h.Do(func() error { return end(uplink, "") }))
+		inNamespace(h.net.space, func() error { return end(h.onBridge(), delay) }),
+		h.Do(func() error { return end(uplink, nil) }))
 }
 
 // forgetCable deletes the table in the network's namespace: it would be waiting
@@ -118,6 +121,12 @@ func (c *cable) fill(t *table, out *nftables.Chain) {
 	}
 	t.add(out, etherType(unix.ETH_P_ARP), accept())
 	t.add(out, neighbours(), accept())
+	if c.filter.IPv4 {
+		t.add(out, etherType(unix.ETH_P_IP), drop())
+	}
+	if c.filter.IPv6 {
+		t.add(out, etherType(unix.ETH_P_IPV6), drop())
+	}
 	if c.filter.Fragments {
 		t.add(out, etherType(unix.ETH_P_IP), []expr.Any{
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 6, Len: 2},

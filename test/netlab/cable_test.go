@@ -2,6 +2,7 @@ package netlab
 
 import (
 	"bytes"
+	"fmt"
 	"math"
 	"net"
 	"net/netip"
@@ -127,6 +128,16 @@ func TestFilter(t *testing.T) {
 			}
 		}
 	})
+	for six, filter := range map[bool]Filter{false: {IPv4: true}, true: {IPv6: true}} {
+		must(t, a.SetFilter(filter))
+		both(t, func(t *testing.T, by6 bool) {
+			for _, way := range [][2]*Host{{a, b}, {b, a}} {
+				if want := by6 != six; passes(open(t, way[0], by6, 0), open(t, way[1], by6, 0), want) != want {
+					t.Errorf("%+v: from %s the other family, or this one, is dropped", filter, way[0].Name())
+				}
+			}
+		})
+	}
 	must(t, a.SetFilter(Filter{OnlyTCP: []uint16{443}}))
 	c := addHost(t, lab, 3) // neighbours find each other
 	both(t, func(t *testing.T, six bool) {
@@ -271,4 +282,77 @@ func TestDelay(t *testing.T) {
 		}
 		must(t, d.Stop())
 	})
+}
+
+// TestDelaySome holds that a part of what a host sends comes late, and all of it, and
+// that links and cables are cut for that part, too.
+func TestDelaySome(t *testing.T) {
+	t.Parallel()
+	const count, part, late = 2000, 0.1, 20 * time.Millisecond
+	lab := newLab(t)
+	a, b, c := addHost(t, lab, 1), addHost(t, lab, 2), addHost(t, lab, 3)
+	both(t, func(t *testing.T, six bool) {
+		x, y := open(t, a, six, 0), open(t, b, six, 0)
+		d, err := a.DelaySome(part, late)
+		must(t, err)
+		x.send(y.addr, "both know where the other is")
+		y.get("both know where the other is")
+		came := numbers(x, y, count, soon)
+		held, most := 0, -1 // who is behind one that was sent later
+		for _, n := range came {
+			if n < most {
+				held++
+			}
+			most = max(most, n)
+		}
+		deviation := math.Sqrt(count * part * (1 - part))
+		if len(came) != count || held == 0 || float64(held) > count*part+6*deviation {
+			t.Errorf("%d of %d came, %d of them late", len(came), count, held)
+		}
+		if back := numbers(y, x, count, soon); len(back) != count || !slices.IsSorted(back) {
+			t.Errorf("the other way %d of %d came, in order: %v", len(back), count, slices.IsSorted(back))
+		}
+		if six { // what goes to all hosts is not doubled
+			all := &socket{t: t}
+			must(t, c.Do(func() (err error) {
+				all.UDPConn, err = net.ListenUDP("udp6", &net.UDPAddr{Port: 7001})
+				return err
+			}))
+			t.Cleanup(func() { all.Close() })
+			must(t, b.Do(func() error {
+				link, err := net.InterfaceByName(uplink)
+				if err == nil {
+					all.addr = netip.MustParseAddrPort(fmt.Sprintf("[ff02::1%%%d]:7001", link.Index))
+				}
+				return err
+			}))
+			if came := numbers(y, all, 50, 5*late); len(came) != 50 {
+				t.Errorf("of 50 to all hosts %d came", len(came))
+			} else if text, _, err := all.next(5 * late); err == nil {
+				t.Errorf("more came than was sent: %q", text)
+			}
+		}
+		for _, change := range []struct{ do, undo func() error }{
+			{a.Cut, a.Heal},
+			{func() error { return lab.CutLink(a, b, UDP) }, func() error { return lab.HealLink(a, b) }},
+		} {
+			must(t, change.do())
+			if came := numbers(x, y, 200, 5*late); len(came) != 0 {
+				t.Errorf("%d get through what is cut", len(came))
+			}
+			must(t, change.undo())
+		}
+		if !connects(t, a, b, netip.AddrPortFrom(address(b, six), 7000), true) {
+			t.Error("no TCP")
+		}
+		must(t, d.Stop())
+		if came := numbers(x, y, count, soon); len(came) != count || !slices.IsSorted(came) {
+			t.Errorf("after it %d of %d came, in order: %v", len(came), count, slices.IsSorted(came))
+		}
+	})
+	for _, wrong := range []float64{0, 1, -1, math.NaN()} {
+		if _, err := a.DelaySome(wrong, late); err == nil {
+			t.Errorf("a part of %v was taken", wrong)
+		}
+	}
 }

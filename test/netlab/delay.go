@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -25,11 +27,18 @@ const delayQueue = 4096
 //
 //	eth0 ──── h1 ═ packet socket ═ Delay ═ TAP h1-late ─ bridge
 //
-// It is good for some 10000 frames a second, and forgets VLAN tags.
+// It is good for some 10000 frames a second, and forgets VLAN tags. Where it is for
+// a part of the frames, the port stays, and sends those aside; so the rest may be as
+// many as the kernel can carry:
+//
+//	eth0 ──── h1 ─────────────────────────────────────── bridge
+//	            └ dup to h1-late ═ Delay ═ TAP h1-late ──┘
 type Delay struct {
 	host        *Host
 	least, most time.Duration
-	tap, packet *os.File
+	part        float64  // of the frames; all if it is 1
+	tap, packet *os.File // packet only if it is for all
+	index       int      // of the TAP
 	carriers    sync.WaitGroup
 }
 
@@ -37,15 +46,28 @@ type Delay struct {
 // to most. If these are the same, frames stay in order. The caller must Stop it,
 // before the host is removed. There is one at a time on a host.
 func (h *Host) Delay(least, most time.Duration) (*Delay, error) {
-	if least < 0 || least > most {
-		return nil, fmt.Errorf("delay of %s: from %s to %s", h.name, least, most)
+	return h.hold(&Delay{host: h, least: least, most: most, part: 1})
+}
+
+// DelaySome begins to hold up frames that the host sends, each with that
+// probability, so that those behind overtake them. Else it is like Delay. As with
+// loss, no run of several packets passes in one piece meanwhile.
+func (h *Host) DelaySome(probability float64, by time.Duration) (*Delay, error) {
+	if !(probability > 0 && probability < 1) {
+		return nil, fmt.Errorf("delay of %s: %v is not between 0 and 1", h.name, probability)
+	}
+	return h.hold(&Delay{host: h, least: by, most: by, part: probability})
+}
+
+func (h *Host) hold(d *Delay) (*Delay, error) {
+	if d.least < 0 || d.least > d.most {
+		return nil, fmt.Errorf("delay of %s: from %s to %s", h.name, d.least, d.most)
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.cable.delay != nil {
+	if h.delay.Load() != nil {
 		return nil, fmt.Errorf("delay of %s: there is one", h.name)
 	}
-	d := &Delay{host: h, least: least, most: most}
 	err := inNamespace(h.net.space, d.open)
 	if err == nil {
 		err = h.setDelay(d)
@@ -53,8 +75,12 @@ func (h *Host) Delay(least, most time.Duration) (*Delay, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("delay of %s: %w", h.name, err), d.close(), h.setDelay(nil))
 	}
-	d.carriers.Go(func() { d.carry(d.packet, d.tap) })
-	d.carriers.Go(func() { d.carry(d.tap, d.packet) })
+	if d.ofAll() {
+		d.carriers.Go(func() { d.carry(d.packet, d.tap) })
+		d.carriers.Go(func() { d.carry(d.tap, d.packet) })
+	} else {
+		d.carriers.Go(func() { d.carry(d.tap, d.tap) })
+	}
 	return d, nil
 }
 
@@ -73,22 +99,46 @@ func (d *Delay) Stop() error {
 
 func delayName(port string) string { return port + "-late" }
 
+func (d *Delay) ofAll() bool { return d.part == 1 }
+
 // onBridge returns the name of the host's port on the network's bridge.
 func (h *Host) onBridge() string {
-	if h.late.Load() {
+	if d := h.delay.Load(); d != nil && d.ofAll() {
 		return delayName(h.port)
 	}
 	return h.port
 }
 
+// sources are the names of all ports by which frames of the host come to the bridge.
+func (h *Host) sources() []string {
+	if d := h.delay.Load(); d != nil && !d.ofAll() {
+		return []string{h.port, delayName(h.port)}
+	}
+	return []string{h.onBridge()}
+}
+
+// divert writes the rules that keep what is held up from going the short way.
+func (d *Delay) divert(t *table) {
+	// Behind what the cable does.
+	aside := t.chain("aside", nftables.ChainTypeFilter, nftables.ChainHookIngress, 1, d.host.port)
+	if d.ofAll() { // the packet socket has them
+		t.add(aside, drop())
+		return
+	}
+	t.add(aside, random(d.part), []expr.Any{
+		&expr.Immediate{Register: 1, Data: word(uint32(d.index))}, &expr.Dup{RegDev: 1, IsRegDevSet: true},
+	}, drop())
+}
+
 // setDelay moves all that goes by the name of the port; under h.mu.
 func (h *Host) setDelay(d *Delay) error {
-	h.cable.delay = d
-	h.late.Store(d != nil)
+	h.delay.Store(d)
 	errs := []error{h.writeCable(), h.net.setCuts(func() {})}
 	if d == nil {
-		errs = append(errs, h.onPort(plugIn))
-	} else {
+		errs = append(errs, h.onPort(plugIn), inNamespace(h.net.space, func() error {
+			return writeTable(nftables.TableFamilyBridge, delayName(h.port), nil)
+		}))
+	} else if d.ofAll() {
 		errs = append(errs, h.onPort(netlink.LinkSetNoMaster))
 	}
 	return errors.Join(errs...)
@@ -112,12 +162,24 @@ func (d *Delay) open() error {
 	d.tap = os.NewFile(uintptr(fd), name)
 	link, err := netlink.LinkByName(name)
 	if err == nil {
-		err = errors.Join(plugIn(link), netlink.LinkSetUp(link))
+		d.index = link.Attrs().Index
+		err = plugIn(link)
+	}
+	if err == nil && !d.ofAll() { // nothing is to go to the host by it
+		err = errors.Join(netlink.LinkSetLearning(link, false), writeTable(nftables.TableFamilyBridge, name, func(t *table) {
+			t.add(t.chain("out", nftables.ChainTypeFilter, nftables.ChainHookPostrouting, 0, ""), oifname(name), drop())
+		}))
+	}
+	if err == nil {
+		err = netlink.LinkSetUp(link)
 	}
 	if err != nil {
 		return fmt.Errorf("link %s: %w", name, err)
 	}
-	return d.openSocket()
+	if d.ofAll() {
+		return d.openSocket()
+	}
+	return nil
 }
 
 func (d *Delay) openSocket() error {

@@ -27,11 +27,11 @@ type Host struct {
 	inside *Network // nil if it is not a router
 
 	addresses sync.Mutex
-	ip4, ip6  netip.Addr // guarded by addresses
+	ip4, ip6  netip.Addr // guarded by addresses; not valid for a family that Only took away
 
 	mu    sync.Mutex
-	cable cable       // guarded by mu
-	late  atomic.Bool // there is a Delay
+	cable cable                 // guarded by mu
+	delay atomic.Pointer[Delay] // nil: none; changes under mu
 }
 
 // Name returns the short name, such as h1, or h3-1 for one behind router h3.
@@ -43,14 +43,14 @@ func (h *Host) Namespace() string { return h.net.lab + "-" + h.name }
 // NamespacePath returns the file to enter the host's network namespace by.
 func (h *Host) NamespacePath() string { return filepath.Join(netnsDir, h.Namespace()) }
 
-// IP4 returns the underlay's IPv4 address, 10.99.N.n.
+// IP4 returns the underlay's IPv4 address, 10.99.N.n; not valid if there is none.
 func (h *Host) IP4() netip.Addr {
 	h.addresses.Lock()
 	defer h.addresses.Unlock()
 	return h.ip4
 }
 
-// IP6 returns the underlay's IPv6 address, fd99:0:0:N::n.
+// IP6 returns the underlay's IPv6 address, fd99:0:0:N::n; not valid if there is none.
 func (h *Host) IP6() netip.Addr {
 	h.addresses.Lock()
 	defer h.addresses.Unlock()
@@ -77,6 +77,42 @@ func (h *Host) Links() ([]string, error) {
 		return nil
 	})
 	return names, err
+}
+
+// Family is a version of the Internet Protocol.
+type Family int
+
+// The families of addresses. Hosts begin with both.
+const (
+	IPv4 Family = unix.AF_INET
+	IPv6 Family = unix.AF_INET6
+)
+
+// Only takes the host's uplink the addresses, and with them the routes, of the
+// other family, for good: Renumber will not work. Of IPv6 not even the link-local
+// address stays. Hosts of both kinds, and of neither, may share a network.
+func (h *Host) Only(f Family) error {
+	lost := &h.ip6
+	if f == IPv6 {
+		lost = &h.ip4
+	}
+	err := h.Do(func() error {
+		if f == IPv4 {
+			return writeSysctl("net/ipv6/conf/"+uplink+"/disable_ipv6", "1")
+		}
+		link, err := netlink.LinkByName(uplink)
+		if err != nil {
+			return err
+		}
+		return netlink.AddrDel(link, parsed(h.IP4()))
+	})
+	if err != nil {
+		return fmt.Errorf("one family of %s: %w", h.name, err)
+	}
+	h.addresses.Lock()
+	defer h.addresses.Unlock()
+	*lost = netip.Addr{}
+	return nil
 }
 
 // Renumber gives the host the addresses of another number, as a host gets that
@@ -239,8 +275,11 @@ func (h *Host) isInside(to netip.Prefix) bool {
 	return h.inside != nil && slices.Contains(h.inside.prefixes(), to)
 }
 
-// setRoute adds a route, or changes it.
+// setRoute adds a route, or changes it, if the host has addresses of that family.
 func (h *Host) setRoute(to netip.Prefix, via netip.Addr) error {
+	if via.Is4() && !h.IP4().IsValid() || via.Is6() && !h.IP6().IsValid() {
+		return nil
+	}
 	err := h.Do(func() error { return netlink.RouteReplace(&netlink.Route{Dst: ipNet(to), Gw: via.AsSlice()}) })
 	if err != nil {
 		return fmt.Errorf("route to %s via %s: %w", to, via, err)

@@ -17,7 +17,7 @@
 //
 //   - Between two hosts of one network: CutLink and HealLink, Connect for whole
 //     shapes.
-//   - On one host's cable: Cut, SetLoss, SetFilter and Delay. Set on a router,
+//   - On one host's cable: Cut, SetLoss, SetFilter, Delay and DelaySome. Set on a router,
 //     they concern all that is behind it.
 //   - At a router: SetNAT, SetMTU, Forward, DropMappings, and Renumber, as of any
 //     host.

@@ -90,6 +90,42 @@ func TestHostsReachEachOther(t *testing.T) {
 	}
 }
 
+// TestOnly holds that a host of one family reaches others by that alone, and gets
+// no routes of the other one later.
+func TestOnly(t *testing.T) {
+	t.Parallel()
+	lab := newLab(t)
+	dual, four, six := addHost(t, lab, 1), addHost(t, lab, 2), addHost(t, lab, 3)
+	must(t, four.Only(IPv4))
+	must(t, six.Only(IPv6))
+	if four.IP6().IsValid() || six.IP4().IsValid() {
+		t.Errorf("the hosts have %s and %s still", four.IP6(), six.IP4())
+	}
+	addRouter(t, lab.Network, 4, 104)
+	both(t, func(t *testing.T, by6 bool) {
+		has, lacks := four, six
+		if by6 {
+			has, lacks = six, four
+		}
+		if !passes(open(t, has, by6, 0), open(t, dual, by6, 0), true) || !passes(open(t, dual, by6, 0), open(t, has, by6, 0), true) {
+			t.Error("the host and one with both families do not reach each other")
+		}
+		_, err := lacks.route(address(dual, by6))
+		if !errors.Is(err, syscall.ENETUNREACH) {
+			t.Errorf("the host without that family: %v", err)
+		}
+	})
+}
+
+// route returns the routes by which the host sends to an address.
+func (h *Host) route(to netip.Addr) (routes []netlink.Route, err error) {
+	err = h.Do(func() error {
+		routes, err = netlink.RouteGet(to.AsSlice())
+		return err
+	})
+	return routes, err
+}
+
 func TestCutAndHeal(t *testing.T) {
 	lab := newLab(t)
 	a, b := addHost(t, lab, 1), addHost(t, lab, 2)

@@ -124,11 +124,13 @@ func (n *Network) setCuts(change func()) error {
 func (n *Network) writeCuts() error {
 	var all, some []nftables.SetElement
 	for c := range n.cuts {
-		key := append(ifName(c.from.onBridge()), ifName(c.to.onBridge())...)
-		if c.what == AllIP {
-			all = append(all, nftables.SetElement{Key: key})
-		} else {
-			some = append(some, nftables.SetElement{Key: append(key, byte(c.what), 0, 0, 0)})
+		for _, from := range c.from.sources() {
+			key := append(ifName(from), ifName(c.to.onBridge())...)
+			if c.what == AllIP {
+				all = append(all, nftables.SetElement{Key: key})
+			} else {
+				some = append(some, nftables.SetElement{Key: append(key, byte(c.what), 0, 0, 0)})
+			}
 		}
 	}
 	fill := func(t *table) { fillCuts(t, all, some) }

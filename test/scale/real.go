@@ -208,7 +208,7 @@ func FetchedByNode(peers, endpoints int) (got []mesh.OwnedEndpoint, took time.Du
 	}
 	node, err := mesh.New(mesh.Config{
 		Identity: identity, Password: []byte(password), Nickname: "node",
-		Listen: netip.AddrPortFrom(loopback, 0), Advertise: loopback, Store: nowhere{}, Log: quiet(),
+		Listen: netip.AddrPortFrom(loopback, 0), Advertise: []netip.Addr{loopback}, Store: nowhere{}, Log: quiet(),
 	})
 	if err != nil {
 		return nil, 0, 0, err

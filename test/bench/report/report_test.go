@@ -68,6 +68,9 @@ func TestVerdicts(t *testing.T) {
 	fill(r, wg, On, RTT50, 99)
 	fill(r, weave, On, Load50, 999)
 	fill(r, weave, "", IdleRAM, 41)
+	fill(r, weave, Loss1, TCP1, 85, 95, 90)
+	fill(r, wg, Loss1, TCP1, 100, 100, 100)
+	fill(r, wg, "loss-5", TCP1, 1)
 	for what, want := range map[string]State{
 		"sealed, TCP, 1 stream, offloads on, against WireGuard":         Reached, // the bound itself
 		"sealed, TCP, 1 stream, offloads on, against nebula":            NotReached,
@@ -75,6 +78,7 @@ func TestVerdicts(t *testing.T) {
 		"sealed, round trip idle, against WireGuard, offloads on":       NotReached,
 		"sealed, round trip under load, offloads on":                    Reached,
 		"idle daemon, 3 hosts, memory":                                  NotReached,
+		"sealed, TCP with 1 % loss, against WireGuard":                  Reached,
 		"fast path, TCP, 4 streams, against kernel VXLAN, offloads off": NoFigures,
 	} {
 		if got := verdict(t, r, what); got.State != want {
@@ -108,8 +112,10 @@ func sample() *Result {
 	}}
 	fill(r, weave, On, TCP1, 5000, 4000, 6000)
 	fill(r, vxlan, On, TCP1, 12500, 10000, 15000)
-	fill(r, weave, Loss, TCP1, 100)
-	fill(r, weave, Loss, Lossless, 1000)
+	fill(r, weave, Loss1, TCP1, 100, 90, 110)
+	fill(r, weave, "good", TCP1, 2000)
+	fill(r, vxlan, Loss1, TCP1, 200, 180, 220)
+	fill(r, weave, "reorder", TCP1, 1234)
 	fill(r, weaveFast, "", IdleCPU, 0.25)
 	return r
 }
@@ -118,7 +124,8 @@ func TestMarkdown(t *testing.T) {
 	text := sample().Markdown("chart.svg")
 	for _, want := range []string{
 		"| TCP, 1 stream, more is better | 0.40 |\n", "| sealed, TCP, 1 stream, offloads on, against kernel VXLAN | ≥ 0.40 x | 0.40 x | reached |",
-		"| VXLAN | 12,500 |", "not measured: not built", "0.100 of the 1000 without loss", "(chart.svg)",
+		"| VXLAN | 12,500 |", "not measured: not built", "| Weave <&> | 2,000 | – | 100 | – | 1,234 |\n",
+		"| Weave, sealed, AES-256-GCM ÷ VXLAN | – | – | 0.50 | – | – |\n", "(chart.svg)",
 		"| the same without a password | 0.25 % of a core |",
 	} {
 		if !strings.Contains(text, want) {

@@ -10,10 +10,38 @@ import (
 
 // Modes in which a sample was taken.
 const (
-	On   = "on"   // the underlay's offloads are on
-	Off  = "off"  // they are off: every packet by itself, every checksum by the CPU
-	Loss = "loss" // they are off, and one frame of a hundred is lost
+	On  = "on"  // the underlay's offloads are on
+	Off = "off" // they are off: every packet by itself, every checksum by the CPU
 )
+
+// Hard is a mode whose wires are hard on TCP; offloads are off, since with them on
+// a frame may be a run of dozens of datagrams.
+type Hard struct {
+	Mode, Title string
+	// LoseOneOf is how many frames there are for each that is lost, at random; 0: none is.
+	LoseOneOf uint32
+	// LateOneOf is the same for those that come later by Late than they would.
+	LateOneOf uint32
+	Late      time.Duration
+	// Samples are taken of each system in each round, either way in turns, each the mean
+	// of as many streams at once. With more loss a stream more often stands still until a
+	// timeout, so that windows of the same length differ by more.
+	Samples, Streams int
+}
+
+// Loss1 is the mode for which there is something to be reached.
+const Loss1 = "loss-1"
+
+// HardModes lists them in the order of the tables, first one to compare with.
+func HardModes() []Hard {
+	return []Hard{
+		{Mode: "good", Title: "nothing lost", Samples: 1, Streams: 1},
+		{Mode: "loss-0.1", Title: "0.1 % lost", LoseOneOf: 1000, Samples: 1, Streams: 1},
+		{Mode: Loss1, Title: "1 % lost", LoseOneOf: 100, Samples: 3, Streams: 1},
+		{Mode: "loss-5", Title: "5 % lost", LoseOneOf: 20, Samples: 3, Streams: 8},
+		{Mode: "reorder", Title: "1 % late by 5 ms", LateOneOf: 100, Late: 5 * time.Millisecond, Samples: 1, Streams: 1},
+	}
+}
 
 // Names of measures.
 const (
@@ -26,7 +54,6 @@ const (
 	Load50    = "load50"
 	Load99    = "load99"
 	CPU       = "cpu"
-	Lossless  = "tcp1-lossless" // in mode Loss: just before, without loss
 	DockerRun = "docker-run"
 	IdleCPU   = "idle-cpu"
 	IdleRAM   = "idle-ram"
@@ -41,7 +68,7 @@ type Sample struct {
 	Mode    string  `json:"mode,omitempty"`
 	Measure string  `json:"measure"`
 	Way     string  `json:"way,omitempty"` // which host sends
-	Round   int     `json:"round"`
+	Round   int     `json:"round"`         // from 0; of a hard mode each sample has its own
 	Value   float64 `json:"value"`
 }
 
@@ -169,5 +196,5 @@ func ModeTitle(mode string) string {
 	case Off:
 		return "offloads of the underlay off"
 	}
-	return "offloads off, 1 % loss"
+	return mode
 }

@@ -117,7 +117,7 @@ func targets() []target {
 		}
 	}
 	add("docker run, against a bridge network", weave, "", DockerRun, false, 1.15, bridge)
-	add("sealed, TCP with 1 % loss, against WireGuard", weave, Loss, TCP1, true, 0.9, wg)
+	add("sealed, TCP with 1 % loss, against WireGuard", weave, Loss1, TCP1, true, 0.9, wg)
 	return append(all,
 		target{"idle daemon, 3 hosts, CPU", weave, "", IdleCPU, nil, false, 0.5, "% of a core"},
 		target{"idle daemon, 3 hosts, memory", weave, "", IdleRAM, nil, false, 40, "MiB"},
