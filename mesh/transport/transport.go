@@ -136,7 +136,9 @@ func bind(addr netip.AddrPort) (Conn, net.Listener, uint16, error) {
 
 func listenTCP(addr netip.Addr, port uint16) (net.Listener, error) {
 	hostport := net.JoinHostPort(addr.String(), strconv.Itoa(int(port)))
-	l, err := net.Listen("tcp", hostport)
+	lc := net.ListenConfig{Control: shortSegments}
+	lc.SetMultipathTCP(false) // its sockets know no MSS
+	l, err := lc.Listen(context.Background(), "tcp", hostport)
 	if err != nil {
 		return nil, fmt.Errorf("listen on tcp %s: %w", hostport, err)
 	}
