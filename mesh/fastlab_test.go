@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -39,6 +41,8 @@ type fastLab struct {
 
 	tcpPort uint16 // of the hosts that are placed next
 	proxy   string
+	ip6     bool // so is their underlay
+	mtu     int  // of segments; 0: fastMTU
 }
 
 // statusGap is how often a host is asked for its status at most.
@@ -48,6 +52,8 @@ const (
 	fastPort = 6783
 	fastMTU  = 1450 // too long for the tunnel by 60 bytes
 )
+
+func (l *fastLab) frameMTU() int { return cmp.Or(l.mtu, fastMTU) }
 
 func newFastLab(t *testing.T, n int) *fastLab {
 	t.Helper()
@@ -80,7 +86,7 @@ func (l *fastLab) place(h *netlab.Host, password string, seeds ...netip.Addr) *f
 	l.t.Helper()
 	host := &fastHost{
 		lab: l, Host: h, identity: testIdentity(l.t), number: len(l.hosts) + 1, password: password, seeds: seeds,
-		tcpPort: l.tcpPort, proxy: l.proxy,
+		tcpPort: l.tcpPort, proxy: l.proxy, ip6: l.ip6,
 	}
 	host.start()
 	l.hosts = append(l.hosts, host)
@@ -97,6 +103,7 @@ type fastHost struct {
 	seeds    []netip.Addr
 	tcpPort  uint16
 	proxy    string
+	ip6      bool
 
 	asked   time.Time // for its status
 	process *exec.Cmd
@@ -123,6 +130,9 @@ func (h *fastHost) start() {
 	setup := hostSetup{
 		Private: hex.EncodeToString(h.identity.Private), Password: h.password, Name: h.Name(), Advertise: h.IP4(),
 		TCPPort: h.tcpPort, Proxy: h.proxy,
+	}
+	if h.ip6 {
+		setup.Advertise = h.IP6()
 	}
 	for _, seed := range h.seeds {
 		setup.Peers = append(setup.Peers, addrPort(seed, fastPort).String())
@@ -190,7 +200,7 @@ type hostStatus struct {
 	Peers []struct {
 		Alive, Fast, Up, Relayed, TCP bool
 		Name, Why, Addr               string
-		Hops                          int
+		Hops, MTU                     int
 		Sent                          uint64 // bytes
 		Candidates                    []netip.AddrPort
 	}
@@ -239,12 +249,12 @@ func (l *fastLab) awaitFast(hosts ...*fastHost) {
 // join puts the host on a segment and makes its bridge.
 func (h *fastHost) join(key, bridge string) {
 	h.lab.t.Helper()
-	tap := h.call("join", key)
+	tap := h.call("join", key, fmt.Sprint(h.lab.frameMTU()))
 	must(h.lab.t, h.Do(func() error {
 		br, err := netlink.LinkByName(bridge)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			snooping := false
-			made := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge, MTU: fastMTU}, MulticastSnooping: &snooping}
+			made := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge, MTU: h.lab.frameMTU()}, MulticastSnooping: &snooping}
 			br, err = made, netlink.LinkAdd(made)
 		}
 		if err != nil {
@@ -290,8 +300,8 @@ func (h *fastHost) run(key, bridge, name, address string) *container {
 		if err != nil {
 			return err
 		}
-		veth := netlink.NewVeth(netlink.LinkAttrs{Name: "v" + name, MTU: fastMTU, MasterIndex: br.Attrs().Index})
-		veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr, veth.PeerNamespace = "eth0", fastMTU, c.mac, netlink.NsFd(ns)
+		veth := netlink.NewVeth(netlink.LinkAttrs{Name: "v" + name, MTU: h.lab.frameMTU(), MasterIndex: br.Attrs().Index})
+		veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr, veth.PeerNamespace = "eth0", uint32(h.lab.frameMTU()), c.mac, netlink.NsFd(ns)
 		return errors.Join(netlink.LinkAdd(veth), netlink.LinkSetUp(veth))
 	}))
 	must(t, c.do(func() error {
@@ -398,8 +408,12 @@ func serve(n *Node, run func(), words []string) (string, error) {
 	case len(words) == 1 && words[0] == "run":
 		run()
 		return "", nil
-	case len(words) == 2 && words[0] == "join":
-		link, _, err := n.JoinSegment(words[1], fastMTU)
+	case len(words) == 3 && words[0] == "join":
+		mtu, err := strconv.Atoi(words[2])
+		if err != nil {
+			return "", err
+		}
+		link, _, err := n.JoinSegment(words[1], mtu)
 		return link, err
 	case len(words) == 2 && words[0] == "leave":
 		return "", n.LeaveSegment(words[1])
@@ -428,7 +442,7 @@ func (n *Node) report() any {
 	type peer struct {
 		Alive, Fast, Up, Relayed, TCP bool
 		Name, Why, Addr               string
-		Hops                          int
+		Hops, MTU                     int
 		Sent                          uint64 // bytes
 		Candidates                    []netip.AddrPort
 	}
@@ -446,7 +460,7 @@ func (n *Node) report() any {
 	for _, p := range n.Peers() {
 		out.Peers = append(out.Peers, peer{
 			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Path.TCP, p.Nickname, p.FastWhy, p.Path.Addr.String(),
-			p.Route.Hops, p.Path.TxBytes, p.Path.Candidates,
+			p.Route.Hops, p.Path.MTU, p.Path.TxBytes, p.Path.Candidates,
 		})
 	}
 	for _, s := range n.Segments() {
