@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -16,6 +17,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -44,6 +46,8 @@ type fastLab struct {
 	dual    bool                    // they listen on both families, as the daemon does
 	names   map[string][]netip.Addr // what their resolver knows
 	peers   []string                // where they look for others, too
+	ip6     bool                    // their underlay is IPv6 alone
+	mtu     int                     // of segments; 0: fastMTU
 }
 
 // statusGap is how often a host is asked for its status at most.
@@ -53,6 +57,8 @@ const (
 	fastPort = 6783
 	fastMTU  = 1450 // too long for the tunnel by 60 bytes
 )
+
+func (l *fastLab) frameMTU() int { return cmp.Or(l.mtu, fastMTU) }
 
 func newFastLab(t *testing.T, n int) *fastLab {
 	t.Helper()
@@ -92,6 +98,9 @@ func (l *fastLab) place(h *netlab.Host, password string, seeds ...netip.Addr) *f
 		host.setup.Peers = append(host.setup.Peers, addrPort(seed, fastPort).String())
 	}
 	host.setup.Listen, host.setup.Advertise = netip.IPv6Unspecified(), host.addresses()
+	if l.ip6 {
+		host.setup.Advertise = []netip.Addr{h.IP6()}
+	}
 	if !l.dual {
 		host.setup.Advertise = host.setup.Advertise[:1]
 		host.setup.Listen = host.setup.Advertise[0]
@@ -201,7 +210,7 @@ type hostStatus struct {
 	Peers []struct {
 		Alive, Fast, Up, Relayed, TCP bool
 		Name, Why, Addr               string
-		Hops                          int
+		Hops, MTU                     int
 		Sent                          uint64 // bytes
 		Candidates                    []netip.AddrPort
 	}
@@ -250,12 +259,12 @@ func (l *fastLab) awaitFast(hosts ...*fastHost) {
 // join puts the host on a segment and makes its bridge.
 func (h *fastHost) join(key, bridge string) {
 	h.lab.t.Helper()
-	tap := h.call("join", key)
+	tap := h.call("join", key, fmt.Sprint(h.lab.frameMTU()))
 	must(h.lab.t, h.Do(func() error {
 		br, err := netlink.LinkByName(bridge)
 		if errors.As(err, &netlink.LinkNotFoundError{}) {
 			snooping := false
-			made := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge, MTU: fastMTU}, MulticastSnooping: &snooping}
+			made := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridge, MTU: h.lab.frameMTU()}, MulticastSnooping: &snooping}
 			br, err = made, netlink.LinkAdd(made)
 		}
 		if err != nil {
@@ -301,8 +310,8 @@ func (h *fastHost) run(key, bridge, name, address string) *container {
 		if err != nil {
 			return err
 		}
-		veth := netlink.NewVeth(netlink.LinkAttrs{Name: "v" + name, MTU: fastMTU, MasterIndex: br.Attrs().Index})
-		veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr, veth.PeerNamespace = "eth0", fastMTU, c.mac, netlink.NsFd(ns)
+		veth := netlink.NewVeth(netlink.LinkAttrs{Name: "v" + name, MTU: h.lab.frameMTU(), MasterIndex: br.Attrs().Index})
+		veth.PeerName, veth.PeerMTU, veth.PeerHardwareAddr, veth.PeerNamespace = "eth0", uint32(h.lab.frameMTU()), c.mac, netlink.NsFd(ns)
 		return errors.Join(netlink.LinkAdd(veth), netlink.LinkSetUp(veth))
 	}))
 	must(t, c.do(func() error {
@@ -412,8 +421,12 @@ func serve(n *Node, run func(), words []string) (string, error) {
 	case len(words) == 1 && words[0] == "run":
 		run()
 		return "", nil
-	case len(words) == 2 && words[0] == "join":
-		link, _, err := n.JoinSegment(words[1], fastMTU)
+	case len(words) == 3 && words[0] == "join":
+		mtu, err := strconv.Atoi(words[2])
+		if err != nil {
+			return "", err
+		}
+		link, _, err := n.JoinSegment(words[1], mtu)
 		return link, err
 	case len(words) == 2 && words[0] == "leave":
 		return "", n.LeaveSegment(words[1])
@@ -442,7 +455,7 @@ func (n *Node) report() any {
 	type peer struct {
 		Alive, Fast, Up, Relayed, TCP bool
 		Name, Why, Addr               string
-		Hops                          int
+		Hops, MTU                     int
 		Sent                          uint64 // bytes
 		Candidates                    []netip.AddrPort
 	}
@@ -460,7 +473,7 @@ func (n *Node) report() any {
 	for _, p := range n.Peers() {
 		out.Peers = append(out.Peers, peer{
 			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Path.TCP, p.Nickname, p.FastWhy, p.Path.Addr.String(),
-			p.Route.Hops, p.Path.TxBytes, p.Path.Candidates,
+			p.Route.Hops, p.Path.MTU, p.Path.TxBytes, p.Path.Candidates,
 		})
 	}
 	for _, s := range n.Segments() {

@@ -120,7 +120,7 @@ const replicaRecords = "records"
 
 // Overhead is what the MTU of a new segment is to stay below that of the underlay,
 // for the way that its frames will take. A frame that takes the tunnel although
-// it has none of the room that this needs is sent in fragments.
+// it has none of the room that this needs is sent in two fragments.
 func (c Config) Overhead() int {
 	if c.noFast() == "" {
 		return vxlan.Overhead(c.main())

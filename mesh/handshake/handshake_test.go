@@ -280,7 +280,7 @@ func TestReject(t *testing.T) {
 	}
 
 	h, err = Verify(testKeys, other)
-	if !errors.Is(err, ErrVersion) || err.Error() != "protocol version 9, ours is 1" {
+	if !errors.Is(err, ErrVersion) || err.Error() != "protocol version 9, ours is 2" {
 		t.Errorf("version: %v", err)
 	}
 	b := Reject(h, err)

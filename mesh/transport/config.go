@@ -33,6 +33,7 @@ type Frames interface {
 type Conn interface {
 	ReadBatch(trains []udp.Train) (int, error)
 	Write(buf []byte, size int, to netip.AddrPort) error
+	RouteMTU(to netip.AddrPort) int
 	Close() error
 }
 
@@ -83,6 +84,7 @@ type tuning struct {
 	limits     session.Limits
 	minBackoff time.Duration
 	maxBackoff time.Duration
+	raiseFirst time.Duration
 	wrapConn   func(Conn) Conn
 	wrapTCP    func(net.Listener) net.Listener
 }
@@ -155,6 +157,9 @@ func (c *Config) complete() error {
 	}
 	if c.tune.maxBackoff == 0 {
 		c.tune.maxBackoff = 5 * time.Second
+	}
+	if c.tune.raiseFirst == 0 {
+		c.tune.raiseFirst = raiseFirst
 	}
 	if c.tune.keys == nil {
 		keys := handshake.Derive(c.Password)

@@ -25,7 +25,8 @@
 //
 // Datagrams of a session go directly, by UDP or TCP, or through other peers: see
 // path.go for which, and pipe.go and relay.go for how. Streams alike:
-// callback.go and relaystream.go.
+// callback.go and relaystream.go. What a path by UDP does not take goes in fragments:
+// mtu.go and fragments.go.
 //
 // What is sent to a peer is sealed under the session that was confirmed last;
 // older ones go on opening what arrives until they have been silent for a

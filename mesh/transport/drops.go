@@ -19,6 +19,8 @@ const (
 	dropSend
 	dropNoRoute
 	dropHops
+	dropStray
+	dropIncomplete
 	dropCount // how many there are
 )
 
@@ -36,12 +38,16 @@ var dropNames = [dropCount]string{
 	dropSend:           "send failed",
 	dropNoRoute:        "no way on",
 	dropHops:           "too many hops",
+	dropStray:          "fragment from elsewhere",
+	dropIncomplete:     "fragments missing",
 }
 
 // drops counts. Its methods are safe for concurrent use.
 type drops [dropCount]atomic.Uint64
 
-func (d *drops) add(reason drop) { d[reason].Add(1) }
+func (d *drops) add(reason drop) { d.addN(reason, 1) }
+
+func (d *drops) addN(reason drop, n int) { d[reason].Add(uint64(n)) }
 
 // Drops returns how many datagrams, items and inbound streams were dropped
 // since New, by every reason there is.

@@ -1,11 +1,13 @@
 package transport
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
 	"time"
 
+	"weave/mesh/fragment"
 	"weave/mesh/handshake"
 	"weave/mesh/id"
 	"weave/mesh/wire"
@@ -362,6 +364,12 @@ func FuzzDatagram(f *testing.F) {
 		wire.RelayHeader{Hops: 3, To: to, From: b.self}.Put(body)
 		f.Add(wire.AppendItem(nil, wire.KindRelay, body))
 	}
+	d := wire.AppendItem(make([]byte, wire.HeaderLen), wire.KindGossip, make([]byte, 500))
+	d = append(d, make([]byte, wire.TagLen)...)
+	if err := b.Link(a.self).Seal(d, len(d)); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(fragment.Append(nil, d, 2, wire.HeaderLen+len(d)/2+1)[:wire.HeaderLen+len(d)/2+1])
 	b.stop() // what it sent would be opened beside what follows
 	a.stop()
 	r := newReceiver(a.Transport)
@@ -370,6 +378,7 @@ func FuzzDatagram(f *testing.F) {
 		r.now = time.Now()
 		r.from = from
 		r.items(a.Link(b.self), 1, d)
+		r.datagram(bytes.Clone(d), direct(b.addr)) // the path: fragments count
 		r.datagram(d, from)
 		for len(a.packets) > 0 {
 			<-a.packets

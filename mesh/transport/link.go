@@ -22,6 +22,7 @@ type Link struct {
 	current atomic.Pointer[entry] // what Seal uses; nil: no session
 	path    atomic.Pointer[hop]   // in use; set before current
 	wanted  atomic.Bool           // somebody has something to send
+	mtu     pathMTU               // of the path, if it is by UDP
 
 	up     atomic.Bool                    // the path is direct, and works both ways: see path.go
 	busy   atomic.Bool                    // it carried frames of late, ours or others'
@@ -85,7 +86,13 @@ func (l *Link) Send(buf []byte, size int) error {
 
 // sendTo is Send by another way than the one in use.
 func (l *Link) sendTo(buf []byte, size int, to hop) error {
-	if err := l.t.send(buf, size, to); err != nil {
+	var err error
+	if size > int(l.mtu.limit.Load()) && to.udp() {
+		err = l.sendFragments(buf, size, to)
+	} else if err = l.t.send(buf, size, to); err != nil && to.udp() && tooLong(err) && l.shorten(size) {
+		err = l.sendFragments(buf, size, to)
+	}
+	if err != nil {
 		l.t.drops.add(dropSend)
 		return err
 	}

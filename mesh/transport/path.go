@@ -93,11 +93,11 @@ func (t *Transport) reachedBy(p *peer, by hop, now time.Time) {
 	}
 	if !by.direct() {
 		by.peer = p.id // who passed it on may have named another
-		p.path.Store(&by)
+		p.setPath(by)
 		p.proved.Store(t.since(now))
 		return
 	}
-	p.path.Store(&by)
+	p.setPath(by)
 	t.proof(&p.Link, t.since(now))
 }
 
@@ -140,7 +140,7 @@ func (t *Transport) observe(p *peer, now time.Time) {
 		if by, ok := t.wayRound(p); ok && by != *path {
 			path = &by
 			p.proved.Store(0)
-			p.path.Store(path)
+			p.setPath(by)
 			p.nextPing = now
 		}
 	}
@@ -148,6 +148,7 @@ func (t *Transport) observe(p *peer, now time.Time) {
 	if !now.Before(p.nextPing) {
 		t.ping(p, now)
 	}
+	t.probeMTU(p, now)
 }
 
 // wayRound is where datagrams go while there is no direct way that works: relays if
@@ -246,7 +247,7 @@ func (r *receiver) strayed(l *Link, path *hop) {
 	from := r.from
 	switch {
 	case path == nil || path.rank() == from.rank(): // it moved
-		l.path.Store(&from)
+		l.setPath(from)
 	case path.rank() > from.rank(): // they have a reason
 		l.use()
 		r.t.doubt(l, r.now)
@@ -276,6 +277,10 @@ func (t *Transport) doubt(l *Link, now time.Time) {
 func (r *receiver) ponged(l *Link, body []byte) {
 	t := r.t
 	now := t.since(time.Now())
+	if len(body) == probeLen+wire.AddrLen {
+		r.probed(l, body)
+		return
+	}
 	if len(body) != pingLen+wire.AddrLen {
 		return
 	}
@@ -327,7 +332,7 @@ func (t *Transport) Seen() []netip.AddrPort {
 func (t *Transport) improve(l *Link, by hop, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	l.path.Store(&by)
+	l.setPath(by)
 	t.proof(l, now)
 	if p := t.peers[l.id]; p != nil && &p.Link == l {
 		p.addCandidates(by.addr)

@@ -117,6 +117,7 @@ func (t *Transport) know(p id.PeerID) (*peer, error) {
 		return nil, ErrBusy
 	}
 	made := &peer{Link: Link{t: t, id: p}, wait: t.cfg.tune.minBackoff}
+	made.mtu.init(t.cfg.tune.raiseFirst)
 	t.peers[p] = made
 	t.publishLinks()
 	return made, nil

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"weave/mesh/fragment"
 	"weave/mesh/handshake"
 	"weave/mesh/session"
 	"weave/mesh/udp"
@@ -29,6 +30,7 @@ type receiver struct {
 	from    hop        // of the datagram
 	came    came       // of the train
 	onward  *relayTrain
+	joiner  fragment.Joiner
 	knocked int64 // when we last answered a peer that knocks; nanoseconds since epoch
 	scratch [wire.HeaderLen + wire.ItemHeaderLen + maxPing + wire.AddrLen + wire.TagLen]byte
 	answer  []byte
@@ -151,6 +153,8 @@ func (r *receiver) datagram(d []byte, from hop) {
 			return
 		}
 		r.t.rejected(d, from)
+	case wire.TypeFragment:
+		r.fragment(h, d)
 	default:
 		r.t.drops.add(dropMalformed)
 	}
@@ -231,7 +235,7 @@ func (r *receiver) item(l *Link, counter uint64, kind wire.Kind, body []byte) {
 		default:
 			t.cfg.Frames.Receive(l.id, counter, h, frame)
 		}
-	case wire.KindKeepalive:
+	case wire.KindKeepalive, wire.KindPadding:
 	case wire.KindPing:
 		r.pong(l, body)
 	case wire.KindPong:

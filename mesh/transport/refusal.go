@@ -12,7 +12,7 @@ import (
 type Refusal struct {
 	Addr   netip.Addr `json:"addr"`
 	ByThem bool       `json:"by_them"` // they refused us, else we them
-	Reason string     `json:"reason"`  // "password differs", "protocol version 2, ours is 1"
+	Reason string     `json:"reason"`  // "password differs", "protocol version 3, ours is 2"
 	At     time.Time  `json:"at"`      // the last time
 	Count  int        `json:"count"`
 

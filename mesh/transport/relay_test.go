@@ -306,6 +306,7 @@ func TestIdleLinkIsPingedSeldom(t *testing.T) {
 	a, b := start(t, "127.0.0.1", quiet), start(t, "127.0.0.2", quiet)
 	connect(t, a, b)
 	await(t, "round trips", func() bool { return a.status(b.self).RTT > 0 && b.status(a.self).RTT > 0 })
+	await(t, "the path MTUs", func() bool { return a.status(b.self).MTU > usualMTU && b.status(a.self).MTU > usualMTU })
 	before := a.status(b.self).TxDatagrams
 	time.Sleep(3 * watchInterval) // it is the absence of pings that is awaited
 	if after := a.status(b.self).TxDatagrams; after != before {

@@ -29,7 +29,8 @@ type PeerStatus struct {
 	Established time.Time        `json:"established,omitzero"` // the session in use
 	LastHeard   time.Time        `json:"last_heard,omitzero"`
 	RTT         time.Duration    `json:"rtt_ns,omitempty"`
-	TxBytes     uint64           `json:"tx_bytes"` // UDP payload
+	MTU         int              `json:"mtu,omitempty"` // of the path, if it is direct and by UDP
+	TxBytes     uint64           `json:"tx_bytes"`      // UDP payload
 	RxBytes     uint64           `json:"rx_bytes"`
 	TxDatagrams uint64           `json:"tx_datagrams"`
 	RxDatagrams uint64           `json:"rx_datagrams"`
@@ -68,6 +69,9 @@ func (p *peer) status(now time.Time) PeerStatus {
 		s.Addr, s.Relayed, s.TCP = path.addr, !path.direct(), path.pipe != nil
 		if s.TCP {
 			s.Addr = path.pipe.remote
+		}
+		if path.udp() {
+			s.MTU = int(p.mtu.limit.Load()) + headerOf(path.addr.Addr())
 		}
 		s.LastHeard = p.t.epoch.Add(time.Duration(p.heard.Load()))
 	}

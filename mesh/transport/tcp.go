@@ -11,7 +11,10 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // dialStagger is how long a way to connect has before the next is tried beside it,
@@ -104,15 +107,27 @@ func (t *Transport) tcpWays(addr netip.AddrPort) (ways []opener) {
 func (t *Transport) dialer(to netip.Addr) *net.Dialer {
 	own := t.cfg.Listen.Addr().Unmap()
 	if !own.IsValid() || own.IsUnspecified() || own.Is4() != to.Is4() {
-		return &net.Dialer{}
+		return &net.Dialer{Control: shortSegments}
 	}
-	return &net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0))}
+	return &net.Dialer{Control: shortSegments, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(own, 0))}
+}
+
+// maxSegment is the MSS that we offer and use: segments that any IPv6 path takes, and
+// any usual one of IPv4. The kernel would learn by ICMP only that a path takes less
+// than its link does, and where that is filtered a stream would stand still.
+const maxSegment = 1280 - 40 - 20
+
+// shortSegments is a net.Dialer's Control.
+func shortSegments(_, _ string, c syscall.RawConn) error {
+	return c.Control(func(fd uintptr) {
+		_ = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG, maxSegment) // else it may do without
+	})
 }
 
 // throughProxy connects to an address by an HTTP proxy's method CONNECT (RFC 9110,
 // 9.3.6).
 func throughProxy(ctx context.Context, proxy *url.URL, to netip.AddrPort) (net.Conn, error) {
-	c, err := (&net.Dialer{}).DialContext(ctx, "tcp", proxy.Host)
+	c, err := (&net.Dialer{Control: shortSegments}).DialContext(ctx, "tcp", proxy.Host)
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"weave/mesh/wire"
 )
 
@@ -267,5 +269,52 @@ func TestOnlyProxyGetsOut(t *testing.T) {
 	exchange(t, a, b)
 	if s := a.status(b.self); !s.TCP || asked.Load() == 0 {
 		t.Errorf("status %+v, proxy asked %d times", s, asked.Load())
+	}
+}
+
+// TestShortSegments: each end of a stream sends segments that a path of 1280 bytes
+// takes, though its first link takes more, and whatever the other end offers.
+func TestShortSegments(t *testing.T) {
+	plain, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, err := listenTCP(netip.MustParseAddr("127.0.0.1"), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := start(t, "127.0.0.8")
+	for what, tt := range map[string]struct {
+		from *net.Dialer
+		to   net.Listener
+		ours func(dialed, accepted net.Conn) net.Conn
+	}{
+		"dialed":   {a.dialer(netip.MustParseAddr("127.0.0.1")), plain, func(c, _ net.Conn) net.Conn { return c }},
+		"accepted": {&net.Dialer{}, ours, func(_, c net.Conn) net.Conn { return c }},
+	} {
+		dialed, err := tt.from.Dial("tcp", tt.to.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		accepted, err := tt.to.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := tt.ours(dialed, accepted).(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var mss int
+		if e := raw.Control(func(fd uintptr) { mss, err = unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG) }); e != nil || err != nil {
+			t.Fatal(e, err)
+		}
+		if mss > maxSegment {
+			t.Errorf("%s: segments of %d bytes", what, mss)
+		}
+		for _, c := range []io.Closer{dialed, accepted, tt.to} {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
 	}
 }

@@ -21,7 +21,7 @@ func (t *Transport) tick(now time.Time) {
 		}
 	}
 	begun := 0
-	t.watching = 0
+	t.watching, t.probes = 0, 0
 	for _, p := range t.peers {
 		if !t.tickPeer(p, now) {
 			continue

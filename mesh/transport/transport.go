@@ -47,6 +47,7 @@ type Transport struct {
 	callbacks *callbacks
 	calling   atomic.Int32 // streams that we open for others
 	trains    sync.Pool    // of *relayTrain
+	rooms     sync.Pool    // of *[]byte, for fragments
 	relayed   relayedCounters
 	passing   atomic.Int32 // streams that are passed on
 
@@ -61,6 +62,7 @@ type Transport struct {
 	refusals refusals
 	ups      []id.PeerID   // for control to tell Config.PeerUp
 	watching int           // links that are watched closely
+	probes   int           // of path MTUs, sent in this tick
 	opening  int           // pipes that are being opened
 	every    time.Duration // between control's ticks
 }
@@ -111,6 +113,7 @@ func New(cfg Config) (*Transport, error) {
 	t.links.Store(&map[id.PeerID]*Link{})
 	t.receiver = newReceiver(t)
 	t.trains.New = func() any { return newRelayTrain() }
+	t.rooms.New = newRoom
 	return t, nil
 }
 
@@ -136,7 +139,9 @@ func bind(addr netip.AddrPort) (Conn, net.Listener, uint16, error) {
 
 func listenTCP(addr netip.Addr, port uint16) (net.Listener, error) {
 	hostport := net.JoinHostPort(addr.String(), strconv.Itoa(int(port)))
-	l, err := net.Listen("tcp", hostport)
+	lc := net.ListenConfig{Control: shortSegments}
+	lc.SetMultipathTCP(false) // its sockets know no MSS
+	l, err := lc.Listen(context.Background(), "tcp", hostport)
 	if err != nil {
 		return nil, fmt.Errorf("listen on tcp %s: %w", hostport, err)
 	}

@@ -104,7 +104,7 @@ func TestOtherVersion(t *testing.T) {
 	if h, err := wire.ParseHeader(msg[:n]); err != nil || h.Type != wire.TypeReject || h.Version != wire.Version || h.Index != 77 {
 		t.Errorf("answer %+v, %v", h, err)
 	}
-	if r := a.Refusals()[0]; r.Reason != "protocol version 9, ours is 1" {
+	if r := a.Refusals()[0]; r.Reason != "protocol version 9, ours is 2" {
 		t.Errorf("refusal %+v", r)
 	}
 
@@ -129,7 +129,7 @@ func TestOtherVersion(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = take(t, "error of Connect", result)
-	if !errors.Is(err, handshake.ErrVersion) || !strings.Contains(err.Error(), "protocol version 9, ours is 1") {
+	if !errors.Is(err, handshake.ErrVersion) || !strings.Contains(err.Error(), "protocol version 9, ours is 2") {
 		t.Errorf("connect: %v", err)
 	}
 }

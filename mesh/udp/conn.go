@@ -5,6 +5,10 @@
 // Calls into the kernel never block; a wait for the socket is one that the
 // runtime's poller knows of. Reading and writing allocate nothing.
 //
+// Datagrams are never fragmented by IP: what is longer than the MTU of the link that
+// it is to leave by is refused, with EMSGSIZE, and what is too long further on is
+// dropped there. How long they may be is for others to find out (RFC 8899).
+//
 // It does not look into datagrams, does not pace or order them, does not
 // retry lost ones, and knows nothing of peers.
 package udp
@@ -50,6 +54,9 @@ type Conn struct {
 	senders sync.Pool   // of *sender
 	sent    sendCounters
 
+	scoutMu sync.Mutex // guards scout
+	scout   int        // a socket that sends nothing: see RouteMTU; -1: none
+
 	readMu sync.Mutex // guards reader
 	reader reader
 	recvd  recvCounters
@@ -68,10 +75,11 @@ func Listen(addr netip.AddrPort, opt Options) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on udp %s: %w", addr, err)
 	}
-	c := &Conn{sock: pc.(*net.UDPConn)}
+	c := &Conn{sock: pc.(*net.UDPConn), scout: -1}
 	if err := c.init(); err != nil {
 		return nil, errors.Join(fmt.Errorf("listen on udp %s: %w", addr, err), pc.Close())
 	}
+	c.openScout()
 	return c, nil
 }
 
@@ -110,8 +118,9 @@ func setup(fd int, opt Options) error {
 	if err := setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, opt.Buffer); err != nil {
 		return fmt.Errorf("set send buffer: %w", err)
 	}
-	// A datagram above the path's MTU is to be fragmented, not dropped.
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT); err != nil {
+	// All are sent with DF, whatever the kernel believes of the path's MTU: it knows
+	// it from ICMP, which anybody can forge and firewalls drop.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE); err != nil {
 		return fmt.Errorf("set IP_MTU_DISCOVER: %w", err)
 	}
 	family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN)
@@ -119,7 +128,7 @@ func setup(fd int, opt Options) error {
 		return fmt.Errorf("get SO_DOMAIN: %w", err)
 	}
 	if family == unix.AF_INET6 {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT); err != nil {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE); err != nil {
 			return fmt.Errorf("set IPV6_MTU_DISCOVER: %w", err)
 		}
 	}
@@ -146,4 +155,7 @@ func (c *Conn) LocalAddr() netip.AddrPort { return c.local }
 
 // Close closes the socket. Calls that wait return an error that is
 // net.ErrClosed, and so does every later one.
-func (c *Conn) Close() error { return c.sock.Close() }
+func (c *Conn) Close() error {
+	c.closeScout()
+	return c.sock.Close()
+}

@@ -36,8 +36,8 @@ func inNamespace(t *testing.T, f func() error) {
 	}
 }
 
-// TestAboveMTU: datagrams above the MTU arrive, in fragments, and GSO stays in
-// use for those below it.
+// TestAboveMTU: what is above the link's MTU is refused, so that nothing goes in
+// fragments of IP, and GSO stays in use for what is below it.
 func TestAboveMTU(t *testing.T) {
 	var a, b *Conn
 	inNamespace(t, func() (err error) {
@@ -57,21 +57,33 @@ func TestAboveMTU(t *testing.T) {
 	})
 	defer a.Close()
 	defer b.Close()
-	for _, addr := range []string{"127.0.0.1", "::1"} {
+	for addr, longest := range map[string]int{"127.0.0.1": 1500 - 20 - 8, "::1": 1500 - 40 - 8} {
 		to := netip.AddrPortFrom(netip.MustParseAddr(addr), b.LocalAddr().Port())
-		for _, size := range []int{1473, 3000, 20000, 1400} {
-			buf := pattern(2*size + 100)
-			if err := a.Write(buf, size, to); err != nil {
-				t.Fatalf("%s, size %d: %v", addr, size, err)
+		for _, n := range []int{1, 3} {
+			if err := a.Write(pattern(n*(longest+1)), longest+1, to); !errors.Is(err, unix.EMSGSIZE) {
+				t.Errorf("%s: %d above the MTU: %v", addr, n, err)
 			}
-			got, _ := receive(t, b, 3)
-			checkDatagrams(t, got, buf, size)
+			buf := pattern(n * longest)
+			if err := a.Write(buf, longest, to); err != nil {
+				t.Fatal(err)
+			}
+			got, _ := receive(t, b, n)
+			checkDatagrams(t, got, buf, longest)
+		}
+		for range 2 { // its socket is connected to one address after the other
+			if mtu := a.RouteMTU(to); mtu != 1500 {
+				t.Errorf("route to %s has MTU %d", addr, mtu)
+			}
 		}
 	}
 	if !a.Stats().GSO {
 		t.Error("GSO is off")
 	}
-	if err := a.Write(pattern(10), 10, netip.MustParseAddrPort("192.0.2.1:9")); !errors.Is(err, unix.ENETUNREACH) {
+	nowhere := netip.MustParseAddrPort("192.0.2.1:9")
+	if err := a.Write(pattern(10), 10, nowhere); !errors.Is(err, unix.ENETUNREACH) {
 		t.Errorf("without a route: %v", err)
+	}
+	if mtu := a.RouteMTU(nowhere); mtu != 0 {
+		t.Errorf("no route has MTU %d", mtu)
 	}
 }

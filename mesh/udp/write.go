@@ -49,7 +49,8 @@ func newSender(call sendFunc) *sender {
 // Write sends the datagrams in buf, each size bytes long, the last maybe
 // shorter, with as few calls as can be. It waits while the socket's buffer is
 // full. An error, of the network for example, leaves the rest unsent and the
-// socket usable; after Close it is net.ErrClosed. buf is not kept.
+// socket usable; after Close it is net.ErrClosed. It is EMSGSIZE if the datagrams
+// are longer than the link takes that they are to leave by. buf is not kept.
 func (c *Conn) Write(buf []byte, size int, to netip.AddrPort) error {
 	if len(buf) == 0 {
 		return nil
@@ -96,8 +97,8 @@ func (c *Conn) writeTrain(s *sender, train []byte, size int, namelen uint32) err
 			// UDP_SEGMENT: it will not learn it.
 			c.gso.Store(false)
 		case unix.EINVAL, unix.EMSGSIZE:
-			// These datagrams are above the MTU; only one by one are they
-			// fragmented.
+			// These datagrams are above the MTU, or their checksums cannot be left
+			// to the link; one by one they go, or are refused with EMSGSIZE.
 		default:
 			return err
 		}

@@ -33,6 +33,17 @@
 //	+------+---------+---------+--------------+
 //	| hops | to      | from    | datagram ... |
 //	+------+---------+---------+--------------+
+//
+// A sealed datagram that is longer than a path takes crosses it in fragments, each
+// a datagram of type TypeFragment. Its header is not authenticated, the whole is:
+//
+//	 0       1         2        3       4                8    12      14         16
+//	+-------+---------+--------+-------+----------------+----+-------+----------+-----------+
+//	| type  | version | number | count | receiver index | id | total | reserved | piece ... |
+//	+-------+---------+--------+-------+----------------+----+-------+----------+-----------+
+//
+// All fragments of a datagram are equally long: what the last one has behind the
+// datagram's total length is padding.
 package wire
 
 import (
@@ -45,7 +56,7 @@ import (
 )
 
 // Version is the protocol version in every header.
-const Version = 1
+const Version = 2
 
 // Sizes in bytes.
 const (
@@ -74,6 +85,7 @@ const (
 	TypeHandshake3 Type = 3
 	TypeReject     Type = 4
 	TypeSealed     Type = 5
+	TypeFragment   Type = 6 // FragmentHeader and a part of a sealed datagram
 )
 
 // Header is the clear part of a datagram.
@@ -108,20 +120,55 @@ func ParseHeader(b []byte) (Header, error) {
 	}, nil
 }
 
+// FragmentHeader is the header of a datagram of type TypeFragment.
+type FragmentHeader struct {
+	Version uint8
+	Number  uint8  // of the fragment; the first is 0
+	Count   uint8  // how many there are
+	Index   uint32 // that of the datagram inside
+	ID      uint32 // the same in all fragments of a datagram
+	Total   uint16 // bytes of the datagram inside
+}
+
+// Put writes h to the first HeaderLen bytes of b.
+func (h FragmentHeader) Put(b []byte) {
+	_ = b[HeaderLen-1]
+	b[0], b[1], b[2], b[3] = byte(TypeFragment), h.Version, h.Number, h.Count
+	binary.BigEndian.PutUint32(b[4:], h.Index)
+	binary.BigEndian.PutUint32(b[8:], h.ID)
+	binary.BigEndian.PutUint16(b[12:], h.Total)
+	b[14], b[15] = 0, 0
+}
+
+// ParseFragment reads the header of a datagram of type TypeFragment. It does not
+// judge the version. The piece aliases b.
+func ParseFragment(b []byte) (h FragmentHeader, piece []byte, err error) {
+	if len(b) < HeaderLen {
+		return FragmentHeader{}, nil, ErrShort
+	}
+	return FragmentHeader{
+		Version: b[1], Number: b[2], Count: b[3],
+		Index: binary.BigEndian.Uint32(b[4:]),
+		ID:    binary.BigEndian.Uint32(b[8:]),
+		Total: binary.BigEndian.Uint16(b[12:]),
+	}, b[HeaderLen:], nil
+}
+
 // Kind tells what an item is.
 type Kind uint8
 
 // Kinds of items.
 const (
-	KindKeepalive Kind = 1 // empty: shows that the session works
-	KindFrame     Kind = 2 // FrameHeader and frame
-	KindGossip    Kind = 3 // one packet of memberlist
-	KindPing      Kind = 4 // opaque body, returned in a KindPong
-	KindPong      Kind = 5 // the ping's body, and where the ping came from (AppendAddr)
-	KindRecords   Kind = 6 // delta of a replica, pushed to peers at once
-	KindReport    Kind = 7 // what was heard last on the fast path, see package beat
-	KindRelay     Kind = 8 // RelayHeader and a datagram for another peer
-	KindCallback  Kind = 9 // asks for a stream of kind StreamCallback with this number of 8 bytes
+	KindKeepalive Kind = 1  // empty: shows that the session works
+	KindFrame     Kind = 2  // FrameHeader and frame
+	KindGossip    Kind = 3  // one packet of memberlist
+	KindPing      Kind = 4  // opaque body, returned in a KindPong
+	KindPong      Kind = 5  // the ping's body, and where the ping came from (AppendAddr)
+	KindRecords   Kind = 6  // delta of a replica, pushed to peers at once
+	KindReport    Kind = 7  // what was heard last on the fast path, see package beat
+	KindRelay     Kind = 8  // RelayHeader and a datagram for another peer
+	KindCallback  Kind = 9  // asks for a stream of kind StreamCallback with this number of 8 bytes
+	KindPadding   Kind = 10 // means nothing: makes a datagram as long as it is to be
 )
 
 // AppendItem appends an item to dst. The body may be at most 65535 bytes.

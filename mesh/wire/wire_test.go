@@ -16,6 +16,8 @@ import (
 func TestGolden(t *testing.T) {
 	header := make([]byte, HeaderLen)
 	Header{Type: TypeSealed, Version: Version, Index: 0x01020304, Counter: 0x1112131415161718}.Put(header)
+	fragment := make([]byte, HeaderLen)
+	FragmentHeader{Version: Version, Number: 1, Count: 2, Index: 0x01020304, ID: 0x11121314, Total: 0x0123}.Put(fragment)
 	frame := make([]byte, FrameHeaderLen)
 	FrameHeader{Segment: 0xa1a2a3a4a5a6a7a8, Flags: FlagTCP | FlagMore, Offsets: Offsets{HdrLen: 54, CsumStart: 34, CsumOffset: 16}}.Put(frame)
 	relay := make([]byte, RelayHeaderLen)
@@ -24,7 +26,8 @@ func TestGolden(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		"header": {header, "05010000010203041112131415161718"},
+		"header": {header, "05020000010203041112131415161718"},
+		"piece":  {fragment, "0602010201020304111213140123" + "0000"},
 		"frame":  {frame, "a1a2a3a4a5a6a7a80a362210"},
 		"item":   {AppendItem([]byte{0xff}, KindPing, []byte{7, 8}), "ff0400020708"},
 		"relay":  {relay, "1f" + "01000000000000000000000000000002" + "03000000000000000000000000000004"},
@@ -61,6 +64,31 @@ func TestHeaderRoundTrip(t *testing.T) {
 		got, err := ParseHeader(b)
 		if err != nil || got != h || b[HeaderLen] != 0xee {
 			t.Fatalf("%+v became %+v, %v", h, got, err)
+		}
+	})
+}
+
+func TestFragmentRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		h := FragmentHeader{
+			Version: rapid.Byte().Draw(t, "version"),
+			Number:  rapid.Byte().Draw(t, "number"),
+			Count:   rapid.Byte().Draw(t, "count"),
+			Index:   rapid.Uint32().Draw(t, "index"),
+			ID:      rapid.Uint32().Draw(t, "id"),
+			Total:   rapid.Uint16().Draw(t, "total"),
+		}
+		b := bytes.Repeat([]byte{0xee}, HeaderLen+1)
+		h.Put(b)
+		got, piece, err := ParseFragment(b)
+		if err != nil || got != h || !bytes.Equal(piece, []byte{0xee}) {
+			t.Fatalf("%+v became %+v, %x, %v", h, got, piece, err)
+		}
+		if any, err := ParseHeader(b); err != nil || any.Type != TypeFragment || any.Version != h.Version || any.Index != h.Index {
+			t.Fatalf("as any datagram it is %+v, %v", any, err)
+		}
+		if _, _, err := ParseFragment(b[:rapid.IntRange(0, HeaderLen-1).Draw(t, "cut")]); !errors.Is(err, ErrShort) {
+			t.Fatal(err)
 		}
 	})
 }

@@ -15,7 +15,7 @@ func peersView(p *printer, s control.Status) {
 	for _, peer := range s.Peers {
 		rows = append(rows, p.peerRow(peer, peer.ID))
 		traffic = append(traffic, []string{
-			orDash(peer.Nickname), shortID(peer.ID), past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received), framesBy(peer),
+			orDash(peer.Nickname), shortID(peer.ID), past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received), pathMTU(peer), framesBy(peer),
 		})
 	}
 	rows = append(rows, unmet(s.Seeds)...)
@@ -26,8 +26,16 @@ func peersView(p *printer, s control.Status) {
 	p.table(peerHeader(), rows)
 	if len(traffic) > 0 {
 		p.heading("Traffic")
-		p.table([]column{left("NAME"), left("PEER"), left("HEARD"), right("SENT"), right("RECEIVED"), left("CONTAINERS' FRAMES GO BY")}, traffic)
+		p.table([]column{left("NAME"), left("PEER"), left("HEARD"), right("SENT"), right("RECEIVED"), right("PATH MTU"), left("CONTAINERS' FRAMES GO BY")}, traffic)
 	}
+}
+
+// pathMTU is that of a path by UDP: others have none.
+func pathMTU(peer control.Peer) string {
+	if peer.PathMTU == 0 {
+		return "-"
+	}
+	return fmt.Sprint(peer.PathMTU)
 }
 
 // way is a line of `weave status routes`.

@@ -83,7 +83,7 @@ func full() Status {
 		Address: netip.MustParseAddr("192.0.2.1"), Started: at,
 		Problems: []Problem{{Warning, "what", "do"}},
 		Refusals: []Refusal{{addr.Addr(), "wrong password", "set it", 3, at}},
-		Peers:    []Peer{{ID: "bbbb", Nickname: "right", State: Up, Path: "direct UDP", Address: addr, Addresses: []netip.AddrPort{addr}, RTT: time.Millisecond, Since: at, Heard: at, Sent: 1, Received: 2, Error: "e", Frames: Sealed, FramesWhy: "f"}},
+		Peers:    []Peer{{ID: "bbbb", Nickname: "right", State: Up, Path: "direct UDP", Address: addr, Addresses: []netip.AddrPort{addr}, RTT: time.Millisecond, PathMTU: 1500, Since: at, Heard: at, Sent: 1, Received: 2, Error: "e", Frames: Sealed, FramesWhy: "f"}},
 		Seeds:    []Seed{{Address: "right:6783", Met: true, Tried: at}},
 		Segments: []Segment{{Key: "10.32.0.0/16", Subnet: netip.MustParsePrefix("10.32.0.0/16"), ID: "0123", MTU: 1400,
 			Networks: []Network{{"n1", "net"}}, Members: []string{"left"}, Endpoints: 1}},

@@ -93,8 +93,9 @@ type Peer struct {
 	Hops      int              `json:"hops,omitempty"` // links on the way; 1 is direct
 	Addresses []netip.AddrPort `json:"addresses"`      // all candidates
 	RTT       time.Duration    `json:"rttNanoseconds"`
-	Since     time.Time        `json:"since,omitzero"` // of the state
-	Heard     time.Time        `json:"heard,omitzero"` // its last authentic datagram
+	PathMTU   int              `json:"pathMTU,omitempty"` // in bytes, if the path is by UDP
+	Since     time.Time        `json:"since,omitzero"`    // of the state
+	Heard     time.Time        `json:"heard,omitzero"`    // its last authentic datagram
 	Sent      uint64           `json:"sentBytes"`
 	Received  uint64           `json:"receivedBytes"`
 	Error     string           `json:"error,omitempty"` // the last one

@@ -141,9 +141,9 @@ func TestPeerStatus(t *testing.T) {
 		{true, transport.StateDown, control.Connecting},
 		{false, "", control.Down},
 	} {
-		x := mesh.Peer{ID: id.PeerID{1}, Nickname: "n", Alive: c.alive, Path: transport.PeerStatus{State: c.path, LastError: "e"}}
+		x := mesh.Peer{ID: id.PeerID{1}, Nickname: "n", Alive: c.alive, Path: transport.PeerStatus{State: c.path, MTU: 1400, LastError: "e"}}
 		got := peerStatus(x)
-		if got.State != c.want || (got.State == control.Up) != (got.Error == "") {
+		if got.State != c.want || (got.State == control.Up) != (got.Error == "") || (got.State == control.Up) != (got.PathMTU == 1400) {
 			t.Errorf("alive %v, path %q: %+v", c.alive, c.path, got)
 		}
 	}
@@ -174,7 +174,7 @@ func TestRefusalStatus(t *testing.T) {
 	late, early, old := now.Add(-time.Second), now.Add(-time.Minute), now.Add(-refusalAge)
 	all := []transport.Refusal{
 		{Addr: addr("192.0.2.1"), Reason: "password differs", Count: 3, At: late},
-		{Addr: addr("192.0.2.2"), Reason: "protocol version 2, ours is 1", Count: 1, At: late},
+		{Addr: addr("192.0.2.2"), Reason: "protocol version 3, ours is 2", Count: 1, At: late},
 		{Addr: addr("192.0.2.1"), Reason: "password differs", Count: 2, At: early, ByThem: true},
 		{Addr: addr("192.0.2.3"), Reason: "odd", Count: 1, At: early, ByThem: true},
 		{Addr: addr("192.0.2.3"), Reason: "even", Count: 1, At: early},

@@ -111,7 +111,7 @@ func peerStatus(x mesh.Peer) control.Peer {
 	switch {
 	case x.Path.State == transport.StateUp && x.Alive:
 		out.State, out.Path, out.Hops, out.Error = control.Up, "direct UDP", 1, ""
-		out.Frames, out.FramesWhy = control.Sealed, x.FastWhy
+		out.Frames, out.FramesWhy, out.PathMTU = control.Sealed, x.FastWhy, x.Path.MTU
 		switch {
 		case x.Fast:
 			out.Frames = control.VXLAN

@@ -45,7 +45,7 @@ var importRules = []struct {
 // exist yet are bound all the same.
 var pure = []string{
 	"mesh/id", "mesh/wire", "mesh/handshake", "mesh/gcm", "mesh/session", "mesh/state", "mesh/route", "mesh/fdb", "mesh/neigh", "mesh/run",
-	"mesh/vni", "mesh/beat",
+	"mesh/vni", "mesh/beat", "mesh/fragment",
 	"ipam/ring", "ipam/space", "ipam/paxos",
 }
 
