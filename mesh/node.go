@@ -74,8 +74,22 @@ type Config struct {
 
 // tuning holds what only tests set differently.
 type tuning struct {
-	gossip       gossip.Timing // DefaultTiming if zero
-	seedInterval time.Duration
+	gossip        gossip.Timing // DefaultTiming if zero
+	seedInterval  time.Duration
+	namesInterval time.Duration
+	lookup        lookup // systemLookup if nil
+}
+
+func (t *tuning) complete() {
+	if t.seedInterval == 0 {
+		t.seedInterval = seedInterval
+	}
+	if t.namesInterval == 0 {
+		t.namesInterval = namesInterval
+	}
+	if t.lookup == nil {
+		t.lookup = systemLookup
+	}
 }
 
 // Node is one peer of the mesh. Its methods are safe for concurrent use.
@@ -129,9 +143,7 @@ func (c Config) Overhead() int {
 // New binds the port and builds the parts. Run starts them; a Node that is
 // never run must be closed.
 func New(cfg Config) (*Node, error) {
-	if cfg.tune.seedInterval == 0 {
-		cfg.tune.seedInterval = seedInterval
-	}
+	cfg.tune.complete()
 	n := &Node{
 		cfg: cfg, log: cfg.Log,
 		index:     newIndex(),

@@ -48,14 +48,14 @@ func FuzzSplitSeed(f *testing.F) {
 }
 
 func TestResolve(t *testing.T) {
-	got, err := resolve(within(t), "localhost:99")
+	got, err := resolve(within(t), systemLookup, "localhost:99")
 	if err != nil || !slices.ContainsFunc(got, func(a netip.AddrPort) bool { return a.Addr().IsLoopback() && a.Port() == 99 }) {
 		t.Errorf("got %v, %v", got, err)
 	}
-	if got, err = resolve(within(t), "[::ffff:192.0.2.1]:5"); err != nil || got[0] != netip.MustParseAddrPort("192.0.2.1:5") {
+	if got, err = resolve(within(t), systemLookup, "[::ffff:192.0.2.1]:5"); err != nil || got[0] != netip.MustParseAddrPort("192.0.2.1:5") {
 		t.Errorf("got %v, %v", got, err)
 	}
-	if got, err = resolve(within(t), "no such host:5"); err == nil {
+	if got, err = resolve(within(t), systemLookup, "no such host:5"); err == nil {
 		t.Errorf("got %v", got)
 	}
 }
@@ -102,17 +102,63 @@ func TestSeeds(t *testing.T) {
 	if got := s.snapshot(); !slices.Equal(got, want) || !slices.Equal(store.keys(bucketSeeds), []string{"b:1", "c:1"}) {
 		t.Errorf("got %+v, on disk %v", got, store.keys(bucketSeeds))
 	}
-	if err := s.forget("a:1"); !errors.Is(err, ErrNoSeed) {
+	if _, err := s.forget("a:1"); !errors.Is(err, ErrNoSeed) {
 		t.Errorf("forget what was never known: %v", err)
 	}
-	if err := s.forget("d:1"); !errors.Is(err, ErrConfigured) {
+	if _, err := s.forget("d:1"); !errors.Is(err, ErrConfigured) {
 		t.Errorf("forget what is configured: %v", err)
 	}
-	must(t, s.forget("b:1"))
+	_, err := s.forget("b:1")
+	must(t, err)
 	s.failed("b:1", now, errDisk, false)
 	must(t, s.met("b:1", now, peer))
 	if got := load().snapshot(); !slices.Equal(got, []Seed{{Addr: "c:1", Added: true}}) {
 		t.Errorf("after all: %+v", got)
+	}
+}
+
+// TestForgetConfigured holds that who was met at a configured address is known after
+// a restart although somebody wanted to forget it.
+func TestForgetConfigured(t *testing.T) {
+	store := newStore()
+	s, err := loadSeeds(store, []string{"a:1"})
+	must(t, err)
+	must(t, s.add("a:1"))
+	must(t, s.met("a:1", time.Unix(1000, 0), id.PeerID{5}))
+	if _, err := s.forget("a:1"); !errors.Is(err, ErrConfigured) {
+		t.Errorf("forget: %v", err)
+	}
+	s, err = loadSeeds(store, []string{"a:1"})
+	must(t, err)
+	if got := s.snapshot()[0]; got.Added || got.Peer != (id.PeerID{5}) {
+		t.Errorf("after a restart: %+v", got)
+	}
+}
+
+// TestSeedsShareAddresses holds that an address is gone only when no seed stands for
+// it any more.
+func TestSeedsShareAddresses(t *testing.T) {
+	s, err := loadSeeds(newStore(), []string{"a:1", "b:1"})
+	must(t, err)
+	x, y, z := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.2:1"), netip.MustParseAddrPort("192.0.2.3:1")
+	must(t, s.add("c:1"))
+	for _, step := range []struct {
+		seed string
+		to   []netip.AddrPort
+		gone []netip.AddrPort
+	}{
+		{"a:1", []netip.AddrPort{x, y}, nil},
+		{"c:1", []netip.AddrPort{y, z}, nil},
+		{"a:1", []netip.AddrPort{z}, []netip.AddrPort{x}},
+		{"unknown:1", []netip.AddrPort{x}, nil},
+		{"a:1", []netip.AddrPort{z, x}, nil},
+	} {
+		if gone := s.resolved(step.seed, step.to); !slices.Equal(gone, step.gone) {
+			t.Errorf("%s is %v: %v gone, want %v", step.seed, step.to, gone, step.gone)
+		}
+	}
+	if gone, err := s.forget("c:1"); err != nil || !slices.Equal(gone, []netip.AddrPort{y}) {
+		t.Errorf("forget: %v gone, %v", gone, err)
 	}
 }
 
@@ -125,7 +171,7 @@ func TestSeedsOnFullDisk(t *testing.T) {
 	if err := s.add("c:1"); !errors.Is(err, errDisk) || len(s.snapshot()) != 2 {
 		t.Errorf("added %v: %v", s.snapshot(), err)
 	}
-	if err := s.forget("b:1"); !errors.Is(err, errDisk) || len(s.snapshot()) != 2 {
+	if _, err := s.forget("b:1"); !errors.Is(err, errDisk) || len(s.snapshot()) != 2 {
 		t.Errorf("forgotten, %v is left: %v", s.snapshot(), err)
 	}
 	if err := s.met("a:1", time.Now(), id.PeerID{1}); !errors.Is(err, errDisk) || !s.snapshot()[0].Met() {
