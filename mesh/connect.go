@@ -45,7 +45,8 @@ func (n *Node) Connect(ctx context.Context, addr string) (id.PeerID, error) {
 // Forget takes back an address that Connect was given. Peers that were met stay
 // known.
 func (n *Node) Forget(addr string) error {
-	_, err := n.seeds.forget(addr)
+	gone, err := n.seeds.forget(addr)
+	n.unlist(gone)
 	return err
 }
 
@@ -119,7 +120,7 @@ func (n *Node) meet(ctx context.Context, hostport string) (id.PeerID, error) {
 	if err != nil {
 		return id.PeerID{}, err
 	}
-	n.seeds.resolved(hostport, addrs)
+	n.unlist(n.seeds.resolved(hostport, addrs))
 	var met id.PeerID
 	if len(addrs) > 1 {
 		addrs, met = n.strangers(addrs)

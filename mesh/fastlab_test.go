@@ -37,8 +37,9 @@ type fastLab struct {
 	net   *netlab.Lab
 	hosts []*fastHost
 
-	tcpPort uint16 // of the hosts that are placed next
-	proxy   string
+	tcpPort   uint16 // of the hosts that are placed next
+	proxy     string
+	discovery Discovery
 }
 
 // statusGap is how often a host is asked for its status at most.
@@ -80,7 +81,7 @@ func (l *fastLab) place(h *netlab.Host, password string, seeds ...netip.Addr) *f
 	l.t.Helper()
 	host := &fastHost{
 		lab: l, Host: h, identity: testIdentity(l.t), number: len(l.hosts) + 1, password: password, seeds: seeds,
-		tcpPort: l.tcpPort, proxy: l.proxy,
+		tcpPort: l.tcpPort, proxy: l.proxy, discovery: l.discovery,
 	}
 	host.start()
 	l.hosts = append(l.hosts, host)
@@ -98,6 +99,8 @@ type fastHost struct {
 	tcpPort  uint16
 	proxy    string
 
+	discovery Discovery
+
 	asked   time.Time // for its status
 	process *exec.Cmd
 	in      io.WriteCloser
@@ -112,6 +115,7 @@ type hostSetup struct {
 	Advertise                      netip.Addr
 	Peers                          []string
 	TCPPort                        uint16
+	Discovery                      Discovery
 }
 
 const hostEnv = "WEAVE_TEST_FAST_HOST"
@@ -122,7 +126,7 @@ func (h *fastHost) start() {
 	t.Helper()
 	setup := hostSetup{
 		Private: hex.EncodeToString(h.identity.Private), Password: h.password, Name: h.Name(), Advertise: h.IP4(),
-		TCPPort: h.tcpPort, Proxy: h.proxy,
+		TCPPort: h.tcpPort, Proxy: h.proxy, Discovery: h.discovery,
 	}
 	for _, seed := range h.seeds {
 		setup.Peers = append(setup.Peers, addrPort(seed, fastPort).String())
@@ -368,7 +372,7 @@ func TestFastHostProcess(t *testing.T) {
 		Answer: func(context.Context, id.PeerID, []byte) ([]byte, error) { return nil, nil },
 		tune:   tuning{gossip: timing, seedInterval: 200 * time.Millisecond},
 	}
-	cfg.TCPPort = setup.TCPPort
+	cfg.TCPPort, cfg.Discovery = setup.TCPPort, setup.Discovery
 	if setup.Proxy != "" {
 		cfg.Proxy, err = url.Parse(setup.Proxy)
 		must(t, err)

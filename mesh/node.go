@@ -59,10 +59,11 @@ type Config struct {
 	// none. It counts only if there is no password.
 	VXLANPort uint16
 	// TCPPort and Proxy are for hosts behind firewalls; see transport.Config.
-	TCPPort uint16
-	Proxy   *url.URL
-	Store   Store
-	Log     *logrus.Entry
+	TCPPort   uint16
+	Proxy     *url.URL
+	Discovery Discovery
+	Store     Store
+	Log       *logrus.Entry
 
 	// Replicas are spread beside the Node's own records, by name.
 	Replicas map[string]Replica
@@ -186,7 +187,7 @@ func (n *Node) transportConfig(incarnation uint64) transport.Config {
 	return transport.Config{
 		Identity: n.cfg.Identity, Password: n.cfg.Password, Nickname: n.cfg.Nickname,
 		Incarnation: incarnation, Listen: n.cfg.Listen, Advertise: n.cfg.Advertise, Log: n.log,
-		TCPPort: n.cfg.TCPPort, Proxy: n.cfg.Proxy,
+		TCPPort: n.cfg.TCPPort, Proxy: n.cfg.Proxy, NoDiscovery: n.cfg.Discovery == DiscoverNone,
 		Packet: n.packet,
 		Frames: n.tunnel,
 		Stream: n.stream,
@@ -231,7 +232,7 @@ func (n *Node) ownAddress() netip.AddrPort {
 func (n *Node) Run(ctx context.Context) error {
 	for _, p := range n.known.list() {
 		kp, _ := n.known.get(p)
-		n.transport.AddCandidates(p, kp.Candidates...)
+		n.lookFor(p, kp.Candidates)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	n.life = ctx
@@ -354,7 +355,7 @@ func (m membership) Down(x gossip.Member) {
 }
 
 func (m membership) remember(x gossip.Member) {
-	m.n.transport.AddCandidates(x.ID, x.Candidates...)
+	m.n.lookFor(x.ID, x.Candidates)
 	if err := m.n.known.remember(x.ID, knownPeer{Nickname: x.Nickname, Candidates: x.Candidates}); err != nil {
 		m.n.log.WithField("peer", x.ID.Short()).WithError(err).Error("a peer is not on disk: a restart would forget it")
 	}
