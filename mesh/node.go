@@ -10,6 +10,7 @@
 //	state       the records that peers publish: endpoints, segments, free space
 //	tunnel      TAP <-> sealed datagrams, one goroutine a segment
 //	vxlan       the fast path: the kernel carries frames, if there is no password
+//	lan         finds peers on the same LAN, if that is wanted
 //
 // The package knows nothing of Docker, of bridges, or of who gets which
 // address: it names its TAP, and others plug that into a bridge.
@@ -30,6 +31,7 @@ import (
 
 	"weave/mesh/gossip"
 	"weave/mesh/id"
+	"weave/mesh/lan"
 	"weave/mesh/state"
 	"weave/mesh/transport"
 	"weave/mesh/tunnel"
@@ -107,6 +109,7 @@ type Node struct {
 	gossip    *gossip.Gossip
 	tunnel    *tunnel.Tunnel
 	fast      *vxlan.Switch
+	lan       *lan.Announcer // nil: nobody is looked for on the LAN
 	seeds     *seeds
 	known     *known
 	routes    *routes
@@ -169,6 +172,7 @@ func New(cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("bind %s: %w", cfg.Listen, err)
 	}
 	n.fast = n.newFast()
+	n.lan = n.newLAN()
 	if n.gossip, err = gossip.New(n.gossipConfig()); err != nil {
 		_ = n.transport.Close()
 		return nil, fmt.Errorf("start gossip: %w", err)
@@ -241,6 +245,9 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.tunnel.Run(ctx) })
 	g.Go(func() error { return n.fast.Run(ctx) })
 	g.Go(func() error { return n.seedLoop(ctx) })
+	if n.lan != nil {
+		g.Go(func() error { n.lan.Run(ctx); return nil })
+	}
 	g.Go(func() error { return n.tend(ctx) })
 	g.Go(func() error { return n.routeLoop(ctx) })
 	if err := g.Wait(); err != nil {
