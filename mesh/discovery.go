@@ -21,6 +21,9 @@ const (
 	DiscoverLAN                    // as DiscoverPeers, and those that are found on the same LAN
 )
 
+// LANPort is the UDP port on which hosts find each other on the same LAN.
+const LANPort = lan.Port
+
 // newLAN returns nil if nobody is looked for on the LAN.
 func (n *Node) newLAN() *lan.Announcer {
 	if n.cfg.Discovery != DiscoverLAN {

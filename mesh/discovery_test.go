@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"weave/mesh/id"
 	"weave/test/netlab"
@@ -67,6 +68,57 @@ func TestLabNoDiscovery(t *testing.T) {
 	for _, h := range []*fastHost{b, c} {
 		if got := h.candidates(d); len(got) != 0 {
 			t.Errorf("%s looks for one that came at %v", h.Name(), got)
+		}
+	}
+}
+
+// TestLabLAN holds that hosts on one LAN find each other without being told of any;
+// that hosts with another password, or none, are clusters of their own and not even
+// tried, and that hosts behind a router are not found.
+func TestLabLAN(t *testing.T) {
+	t.Parallel()
+	l := newHardLab(t)
+	hosts := l.addHosts(5)
+	router, err := l.net.AddRouter(6, 7)
+	must(t, err)
+	inside, err := router.Inside.AddHost(9)
+	must(t, err)
+	capture, err := l.net.Capture()
+	must(t, err)
+	l.discovery = DiscoverLAN
+	run := func(h *netlab.Host, password string) *fastHost {
+		x := l.place(h, password)
+		x.call("run")
+		return x
+	}
+	beyond, stranger := run(inside, "secret"), run(hosts[4], "another")
+	open1, a := run(hosts[2], ""), run(hosts[0], "secret")
+	open2, b := run(hosts[3], ""), run(hosts[1], "secret")
+	began := time.Now()
+	for _, pair := range [][2]*fastHost{{a, b}, {open1, open2}} {
+		await(t, "the pair to meet", func() bool { return pair[0].hops(pair[1]) == 1 && pair[1].hops(pair[0]) == 1 })
+	}
+	t.Logf("met after %s", time.Since(began))
+	if took := time.Since(began); took > 10*time.Second { // 1.1 s, where other tests leave it time
+		t.Errorf("it took %s", took)
+	}
+	frames, err := capture.Stop()
+	must(t, err)
+	for x, want := range map[*fastHost]int{a: 1, b: 1, open1: 1, open2: 1, stranger: 0, beyond: 0} {
+		if s := x.status(); len(s.Peers) != want || len(s.Refused) > 0 {
+			t.Errorf("%s: peers %+v, refused %+v", x.Name(), s.Peers, s.Refused)
+		}
+	}
+	for i, x := range l.hosts {
+		for _, y := range l.hosts[:i] {
+			if pair := x.password == y.password && x != beyond && y != beyond; between(frames, x.Host, y.Host) != pair {
+				t.Errorf("%s and %s: a pair is %t, but it is not so that they send each other something", x.Name(), y.Name(), pair)
+			}
+		}
+	}
+	for _, x := range []*fastHost{stranger, beyond} {
+		if s := x.status(); len(s.LAN) != 1 || s.Trouble != "" {
+			t.Errorf("%s is announced on %v: %s", x.Name(), s.LAN, s.Trouble)
 		}
 	}
 }

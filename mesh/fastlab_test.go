@@ -199,6 +199,9 @@ type hostStatus struct {
 		Candidates                    []netip.AddrPort
 	}
 	NAT      NAT
+	Refused  []transport.Refusal
+	LAN      []string
+	Trouble  string
 	Dropped  map[string]uint64
 	Segments map[string]struct {
 		VNI      uint32
@@ -444,9 +447,14 @@ func (n *Node) report() any {
 	out := struct {
 		Peers    []peer
 		NAT      NAT
+		Refused  []transport.Refusal
+		LAN      []string
+		Trouble  string
 		Dropped  map[string]uint64
 		Segments map[string]segment
-	}{NAT: n.NAT(), Dropped: n.Dropped(), Segments: map[string]segment{}}
+	}{NAT: n.NAT(), Refused: n.Refusals(), Dropped: n.Dropped(), Segments: map[string]segment{}}
+	lan, _ := n.LAN()
+	out.LAN, out.Trouble = lan.Links, lan.Trouble
 	for _, p := range n.Peers() {
 		out.Peers = append(out.Peers, peer{
 			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Path.TCP, p.Nickname, p.FastWhy, p.Path.Addr.String(),
