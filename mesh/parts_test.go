@@ -117,51 +117,6 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
-// TestForgetConfigured holds that who was met at a configured address is known after
-// a restart although somebody wanted to forget it.
-func TestForgetConfigured(t *testing.T) {
-	store := newStore()
-	s, err := loadSeeds(store, []string{"a:1"})
-	must(t, err)
-	must(t, s.add("a:1"))
-	must(t, s.met("a:1", time.Unix(1000, 0), id.PeerID{5}))
-	if _, err := s.forget("a:1"); !errors.Is(err, ErrConfigured) {
-		t.Errorf("forget: %v", err)
-	}
-	s, err = loadSeeds(store, []string{"a:1"})
-	must(t, err)
-	if got := s.snapshot()[0]; got.Added || got.Peer != (id.PeerID{5}) {
-		t.Errorf("after a restart: %+v", got)
-	}
-}
-
-// TestSeedsShareAddresses holds that an address is gone only when no seed stands for
-// it any more.
-func TestSeedsShareAddresses(t *testing.T) {
-	s, err := loadSeeds(newStore(), []string{"a:1", "b:1"})
-	must(t, err)
-	x, y, z := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("192.0.2.2:1"), netip.MustParseAddrPort("192.0.2.3:1")
-	must(t, s.add("c:1"))
-	for _, step := range []struct {
-		seed string
-		to   []netip.AddrPort
-		gone []netip.AddrPort
-	}{
-		{"a:1", []netip.AddrPort{x, y}, nil},
-		{"c:1", []netip.AddrPort{y, z}, nil},
-		{"a:1", []netip.AddrPort{z}, []netip.AddrPort{x}},
-		{"unknown:1", []netip.AddrPort{x}, nil},
-		{"a:1", []netip.AddrPort{z, x}, nil},
-	} {
-		if gone := s.resolved(step.seed, step.to); !slices.Equal(gone, step.gone) {
-			t.Errorf("%s is %v: %v gone, want %v", step.seed, step.to, gone, step.gone)
-		}
-	}
-	if gone, err := s.forget("c:1"); err != nil || !slices.Equal(gone, []netip.AddrPort{y}) {
-		t.Errorf("forget: %v gone, %v", gone, err)
-	}
-}
-
 func TestSeedsOnFullDisk(t *testing.T) {
 	store := newStore()
 	s, err := loadSeeds(store, []string{"a:1"})
