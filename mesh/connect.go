@@ -11,12 +11,19 @@ import (
 
 	"weave/mesh/handshake"
 	"weave/mesh/id"
+	"weave/mesh/transport"
 )
 
 const (
 	seedTimeout  = 8 * time.Second // of one try
 	seedInterval = 3 * time.Second // between tries
 	seedsAtOnce  = 8
+	// namesInterval is how often a name is looked up although somebody was met
+	// there: others may be behind it now.
+	namesInterval = 30 * time.Second
+	// stragglers is how long the others behind a name have, once somebody was met
+	// there.
+	stragglers = time.Second
 )
 
 // Errors of Forget.
@@ -37,7 +44,11 @@ func (n *Node) Connect(ctx context.Context, addr string) (id.PeerID, error) {
 
 // Forget takes back an address that Connect was given. Peers that were met stay
 // known.
-func (n *Node) Forget(addr string) error { return n.seeds.forget(addr) }
+func (n *Node) Forget(addr string) error {
+	gone, err := n.seeds.forget(addr)
+	n.unlist(gone)
+	return err
+}
 
 // seedLoop tries the addresses behind which no living member is known. Names
 // are resolved anew each time.
@@ -47,7 +58,7 @@ func (n *Node) seedLoop(ctx context.Context) error {
 	for {
 		g := errgroup.Group{}
 		g.SetLimit(seedsAtOnce)
-		for _, addr := range n.wantedSeeds() {
+		for _, addr := range n.wantedSeeds(time.Now()) {
 			g.Go(func() error {
 				if _, err := n.try(ctx, addr); err != nil && ctx.Err() == nil {
 					n.log.WithField("addr", addr).WithError(err).Debug("peer not reached")
@@ -64,22 +75,23 @@ func (n *Node) seedLoop(ctx context.Context) error {
 	}
 }
 
-func (n *Node) wantedSeeds() []string {
+func (n *Node) wantedSeeds(now time.Time) []string {
 	alive := map[id.PeerID]bool{}
 	for _, p := range n.Alive() {
 		alive[p] = true
 	}
 	var out []string
 	for _, s := range n.seeds.snapshot() {
-		if !s.Self && !alive[s.Peer] {
+		settled := s.Self || alive[s.Peer]
+		if !settled || s.named() && now.Sub(s.Tried) >= n.cfg.tune.namesInterval {
 			out = append(out, s.Addr)
 		}
 	}
 	return out
 }
 
-// try meets the peer behind host:port and notes what came of it, unless it was
-// the caller who broke off.
+// try meets the peers behind host:port and notes what came of it, unless it was
+// the caller who broke off. It returns one of them.
 func (n *Node) try(ctx context.Context, hostport string) (id.PeerID, error) {
 	trying, cancel := context.WithTimeout(ctx, seedTimeout)
 	defer cancel()
@@ -100,22 +112,52 @@ func (n *Node) try(ctx context.Context, hostport string) (id.PeerID, error) {
 	return p, nil
 }
 
-// meet makes a session with a peer behind host:port, then a member of it, and
-// learns all that it knows.
+// meet makes members of the peers behind host:port that are none, and returns one
+// of all. It is not enough to meet one: if all hosts are given one name with the
+// addresses of all, each two could meet each other and nobody else.
 func (n *Node) meet(ctx context.Context, hostport string) (id.PeerID, error) {
-	addrs, err := resolve(ctx, hostport)
+	addrs, err := resolve(ctx, n.cfg.tune.lookup, hostport)
 	if err != nil {
 		return id.PeerID{}, err
+	}
+	n.unlist(n.seeds.resolved(hostport, addrs))
+	var met id.PeerID
+	if len(addrs) > 1 {
+		addrs, met = n.strangers(addrs)
+	}
+	if len(addrs) == 0 {
+		return met, nil
 	}
 	p, err := n.reach(ctx, addrs)
-	if err != nil {
-		return id.PeerID{}, err
+	if !met.IsZero() {
+		return met, nil
 	}
-	return p, n.gossip.Join(ctx, p)
+	return p, err
 }
 
-// reach makes a session with whoever answers first at one of the addresses.
-// Its error tells of all that failed, and is ErrSelf only if nobody but
+// strangers leaves out addresses of members that are up, and returns one of these.
+func (n *Node) strangers(addrs []netip.AddrPort) (left []netip.AddrPort, member id.PeerID) {
+	up := map[netip.AddrPort]id.PeerID{}
+	for _, p := range n.Peers() {
+		if p.Alive && p.Path.State == transport.StateUp {
+			for _, a := range append(p.Path.Candidates, p.Path.Addr) {
+				up[a] = p.ID
+			}
+		}
+	}
+	for _, a := range addrs {
+		if p, ok := up[a]; ok {
+			member = p
+		} else {
+			left = append(left, a)
+		}
+	}
+	return left, member
+}
+
+// reach makes a session with each peer at the addresses, then a member of it, and
+// learns all that it knows. It returns who was first; soon after that it gives up
+// the rest. Its error tells of all that failed, and is ErrSelf only if nobody but
 // ourselves is there.
 func (n *Node) reach(ctx context.Context, addrs []netip.AddrPort) (id.PeerID, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -128,6 +170,9 @@ func (n *Node) reach(ctx context.Context, addrs []netip.AddrPort) (id.PeerID, er
 	for _, addr := range addrs {
 		go func() {
 			p, err := n.transport.Connect(ctx, addr)
+			if err == nil {
+				err = n.gossip.Join(ctx, p)
+			}
 			answers <- answer{p, err}
 		}()
 	}
@@ -138,7 +183,8 @@ func (n *Node) reach(ctx context.Context, addrs []netip.AddrPort) (id.PeerID, er
 		switch {
 		case a.err == nil && met.IsZero():
 			met = a.peer
-			cancel() // the others have come too late
+			rest := time.AfterFunc(stragglers, cancel)
+			defer rest.Stop()
 		case a.err == nil || errors.Is(a.err, handshake.ErrSelf):
 		case errors.Is(failure, handshake.ErrSelf):
 			failure = a.err

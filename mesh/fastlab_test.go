@@ -41,13 +41,14 @@ type fastLab struct {
 	hosts []*fastHost
 
 	// Of the hosts that are placed next:
-	tcpPort uint16
-	proxy   string
-	dual    bool                    // they listen on both families, as the daemon does
-	names   map[string][]netip.Addr // what their resolver knows
-	peers   []string                // where they look for others, too
-	ip6     bool                    // their underlay is IPv6 alone
-	mtu     int                     // of segments; 0: fastMTU
+	tcpPort   uint16
+	proxy     string
+	dual      bool                    // they listen on both families, as the daemon does
+	names     map[string][]netip.Addr // what their resolver knows
+	peers     []string                // where they look for others, too
+	ip6       bool                    // their underlay is IPv6 alone
+	mtu       int                     // of segments; 0: fastMTU
+	discovery Discovery
 }
 
 // statusGap is how often a host is asked for its status at most.
@@ -91,7 +92,7 @@ func (l *fastLab) place(h *netlab.Host, password string, seeds ...netip.Addr) *f
 	l.t.Helper()
 	host := &fastHost{
 		lab: l, Host: h, identity: testIdentity(l.t), number: len(l.hosts) + 1,
-		setup: hostSetup{Password: password, Name: h.Name(), TCPPort: l.tcpPort, Proxy: l.proxy, Names: l.names, Peers: slices.Clone(l.peers)},
+		setup: hostSetup{Password: password, Name: h.Name(), TCPPort: l.tcpPort, Proxy: l.proxy, Discovery: l.discovery, Names: l.names, Peers: slices.Clone(l.peers)},
 	}
 	host.setup.Private = hex.EncodeToString(host.identity.Private)
 	for _, seed := range seeds {
@@ -133,6 +134,7 @@ type hostSetup struct {
 	Advertise                      []netip.Addr
 	Peers                          []string
 	TCPPort                        uint16
+	Discovery                      Discovery
 	Names                          map[string][]netip.Addr
 }
 
@@ -215,6 +217,9 @@ type hostStatus struct {
 		Candidates                    []netip.AddrPort
 	}
 	NAT      NAT
+	Refused  []transport.Refusal
+	LAN      []string
+	Trouble  string
 	Dropped  map[string]uint64
 	Segments map[string]struct {
 		VNI      uint32
@@ -391,7 +396,7 @@ func TestFastHostProcess(t *testing.T) {
 	if setup.Names != nil {
 		net.DefaultResolver = resolver(setup.Names)
 	}
-	cfg.TCPPort = setup.TCPPort
+	cfg.TCPPort, cfg.Discovery = setup.TCPPort, setup.Discovery
 	if setup.Proxy != "" {
 		cfg.Proxy, err = url.Parse(setup.Proxy)
 		must(t, err)
@@ -467,9 +472,14 @@ func (n *Node) report() any {
 	out := struct {
 		Peers    []peer
 		NAT      NAT
+		Refused  []transport.Refusal
+		LAN      []string
+		Trouble  string
 		Dropped  map[string]uint64
 		Segments map[string]segment
-	}{NAT: n.NAT(), Dropped: n.Dropped(), Segments: map[string]segment{}}
+	}{NAT: n.NAT(), Refused: n.Refusals(), Dropped: n.Dropped(), Segments: map[string]segment{}}
+	lan, _ := n.LAN()
+	out.LAN, out.Trouble = lan.Links, lan.Trouble
 	for _, p := range n.Peers() {
 		out.Peers = append(out.Peers, peer{
 			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Path.TCP, p.Nickname, p.FastWhy, p.Path.Addr.String(),

@@ -10,6 +10,7 @@
 //	state       the records that peers publish: endpoints, segments, free space
 //	tunnel      TAP <-> sealed datagrams, one goroutine a segment
 //	vxlan       the fast path: the kernel carries frames, if there is no password
+//	lan         finds peers on the same LAN, if that is wanted
 //
 // The package knows nothing of Docker, of bridges, or of who gets which
 // address: it names its TAP, and others plug that into a bridge.
@@ -30,6 +31,7 @@ import (
 
 	"weave/mesh/gossip"
 	"weave/mesh/id"
+	"weave/mesh/lan"
 	"weave/mesh/state"
 	"weave/mesh/transport"
 	"weave/mesh/tunnel"
@@ -61,10 +63,11 @@ type Config struct {
 	// none. It counts only if there is no password.
 	VXLANPort uint16
 	// TCPPort and Proxy are for hosts behind firewalls; see transport.Config.
-	TCPPort uint16
-	Proxy   *url.URL
-	Store   Store
-	Log     *logrus.Entry
+	TCPPort   uint16
+	Proxy     *url.URL
+	Discovery Discovery
+	Store     Store
+	Log       *logrus.Entry
 
 	// Replicas are spread beside the Node's own records, by name.
 	Replicas map[string]Replica
@@ -76,8 +79,22 @@ type Config struct {
 
 // tuning holds what only tests set differently.
 type tuning struct {
-	gossip       gossip.Timing // DefaultTiming if zero
-	seedInterval time.Duration
+	gossip        gossip.Timing // DefaultTiming if zero
+	seedInterval  time.Duration
+	namesInterval time.Duration
+	lookup        lookup // systemLookup if nil
+}
+
+func (t *tuning) complete() {
+	if t.seedInterval == 0 {
+		t.seedInterval = seedInterval
+	}
+	if t.namesInterval == 0 {
+		t.namesInterval = namesInterval
+	}
+	if t.lookup == nil {
+		t.lookup = systemLookup
+	}
 }
 
 // Node is one peer of the mesh. Its methods are safe for concurrent use.
@@ -94,6 +111,7 @@ type Node struct {
 	gossip    *gossip.Gossip
 	tunnel    *tunnel.Tunnel
 	fast      *vxlan.Switch
+	lan       *lan.Announcer // nil: nobody is looked for on the LAN
 	seeds     *seeds
 	known     *known
 	routes    *routes
@@ -139,9 +157,7 @@ func (c Config) main() netip.Addr {
 // New binds the port and builds the parts. Run starts them; a Node that is
 // never run must be closed.
 func New(cfg Config) (*Node, error) {
-	if cfg.tune.seedInterval == 0 {
-		cfg.tune.seedInterval = seedInterval
-	}
+	cfg.tune.complete()
 	n := &Node{
 		cfg: cfg, log: cfg.Log,
 		index:     newIndex(),
@@ -166,6 +182,7 @@ func New(cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("bind %s: %w", cfg.Listen, err)
 	}
 	n.fast = n.newFast()
+	n.lan = n.newLAN()
 	if n.gossip, err = gossip.New(n.gossipConfig()); err != nil {
 		_ = n.transport.Close()
 		return nil, fmt.Errorf("start gossip: %w", err)
@@ -184,7 +201,7 @@ func (n *Node) transportConfig(incarnation uint64) transport.Config {
 	return transport.Config{
 		Identity: n.cfg.Identity, Password: n.cfg.Password, Nickname: n.cfg.Nickname,
 		Incarnation: incarnation, Listen: n.cfg.Listen, Advertise: n.cfg.main(), Log: n.log,
-		TCPPort: n.cfg.TCPPort, Proxy: n.cfg.Proxy,
+		TCPPort: n.cfg.TCPPort, Proxy: n.cfg.Proxy, NoDiscovery: n.cfg.Discovery == DiscoverNone,
 		Packet: n.packet,
 		Frames: n.tunnel,
 		Stream: n.stream,
@@ -226,7 +243,7 @@ func (n *Node) ownAddresses() (own []netip.AddrPort) {
 func (n *Node) Run(ctx context.Context) error {
 	for _, p := range n.known.list() {
 		kp, _ := n.known.get(p)
-		n.transport.AddCandidates(p, kp.Candidates...)
+		n.lookFor(p, kp.Candidates)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	n.life = ctx
@@ -235,6 +252,9 @@ func (n *Node) Run(ctx context.Context) error {
 	g.Go(func() error { return n.tunnel.Run(ctx) })
 	g.Go(func() error { return n.fast.Run(ctx) })
 	g.Go(func() error { return n.seedLoop(ctx) })
+	if n.lan != nil {
+		g.Go(func() error { n.lan.Run(ctx); return nil })
+	}
 	g.Go(func() error { return n.tend(ctx) })
 	g.Go(func() error { return n.routeLoop(ctx) })
 	if err := g.Wait(); err != nil {
@@ -349,7 +369,7 @@ func (m membership) Down(x gossip.Member) {
 }
 
 func (m membership) remember(x gossip.Member) {
-	m.n.transport.AddCandidates(x.ID, x.Candidates...)
+	m.n.lookFor(x.ID, x.Candidates)
 	if err := m.n.known.remember(x.ID, knownPeer{Nickname: x.Nickname, Candidates: x.Candidates}); err != nil {
 		m.n.log.WithField("peer", x.ID.Short()).WithError(err).Error("a peer is not on disk: a restart would forget it")
 	}

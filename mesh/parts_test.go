@@ -50,25 +50,25 @@ func FuzzSplitSeed(f *testing.F) {
 }
 
 func TestResolve(t *testing.T) {
-	got, err := resolve(within(t), "localhost:99")
+	got, err := resolve(within(t), systemLookup, "localhost:99")
 	if err != nil || !slices.ContainsFunc(got, func(a netip.AddrPort) bool { return a.Addr().IsLoopback() && a.Port() == 99 }) {
 		t.Errorf("got %v, %v", got, err)
 	}
-	if got, err = resolve(within(t), "[::ffff:192.0.2.1]:5"); err != nil || got[0] != netip.MustParseAddrPort("192.0.2.1:5") {
+	if got, err = resolve(within(t), systemLookup, "[::ffff:192.0.2.1]:5"); err != nil || got[0] != netip.MustParseAddrPort("192.0.2.1:5") {
 		t.Errorf("got %v, %v", got, err)
 	}
 	lo, err := net.InterfaceByName("lo")
 	must(t, err)
 	byNumber := netip.AddrPortFrom(addr("fe80::1").WithZone(strconv.Itoa(lo.Index)), 5)
 	for _, s := range []string{"[fe80::1%lo]:5", byNumber.String()} {
-		if got, err = resolve(within(t), s); err != nil || !slices.Equal(got, []netip.AddrPort{byNumber}) {
+		if got, err = resolve(within(t), systemLookup, s); err != nil || !slices.Equal(got, []netip.AddrPort{byNumber}) {
 			t.Errorf("%s: got %v, %v", s, got, err)
 		}
 	}
-	if got, err = resolve(within(t), "[fe80::1%nowhere]:5"); err == nil || !strings.Contains(err.Error(), `no link "nowhere"`) {
+	if got, err = resolve(within(t), systemLookup, "[fe80::1%nowhere]:5"); err == nil || !strings.Contains(err.Error(), `no link "nowhere"`) {
 		t.Errorf("got %v, %v", got, err)
 	}
-	if got, err = resolve(within(t), "no such host:5"); err == nil {
+	if got, err = resolve(within(t), systemLookup, "no such host:5"); err == nil {
 		t.Errorf("got %v", got)
 	}
 }
@@ -115,13 +115,14 @@ func TestSeeds(t *testing.T) {
 	if got := s.snapshot(); !slices.Equal(got, want) || !slices.Equal(store.keys(bucketSeeds), []string{"b:1", "c:1"}) {
 		t.Errorf("got %+v, on disk %v", got, store.keys(bucketSeeds))
 	}
-	if err := s.forget("a:1"); !errors.Is(err, ErrNoSeed) {
+	if _, err := s.forget("a:1"); !errors.Is(err, ErrNoSeed) {
 		t.Errorf("forget what was never known: %v", err)
 	}
-	if err := s.forget("d:1"); !errors.Is(err, ErrConfigured) {
+	if _, err := s.forget("d:1"); !errors.Is(err, ErrConfigured) {
 		t.Errorf("forget what is configured: %v", err)
 	}
-	must(t, s.forget("b:1"))
+	_, err := s.forget("b:1")
+	must(t, err)
 	s.failed("b:1", now, errDisk, false)
 	must(t, s.met("b:1", now, peer))
 	if got := load().snapshot(); !slices.Equal(got, []Seed{{Addr: "c:1", Added: true}}) {
@@ -138,7 +139,7 @@ func TestSeedsOnFullDisk(t *testing.T) {
 	if err := s.add("c:1"); !errors.Is(err, errDisk) || len(s.snapshot()) != 2 {
 		t.Errorf("added %v: %v", s.snapshot(), err)
 	}
-	if err := s.forget("b:1"); !errors.Is(err, errDisk) || len(s.snapshot()) != 2 {
+	if _, err := s.forget("b:1"); !errors.Is(err, errDisk) || len(s.snapshot()) != 2 {
 		t.Errorf("forgotten, %v is left: %v", s.snapshot(), err)
 	}
 	if err := s.met("a:1", time.Now(), id.PeerID{1}); !errors.Is(err, errDisk) || !s.snapshot()[0].Met() {

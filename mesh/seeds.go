@@ -23,7 +23,7 @@ const bucketSeeds = "seeds"
 // Bounds on what an operator may have us connect to.
 const (
 	maxSeeds     = 256
-	maxSeedAddrs = 8 // behind one name
+	maxSeedAddrs = 32 // behind one name
 )
 
 // Seed is one address that the operator named, by WEAVE_PEERS or weave connect.
@@ -40,6 +40,16 @@ type Seed struct {
 // Met tells whether a peer of the cluster was ever met there.
 func (s Seed) Met() bool { return !s.Peer.IsZero() }
 
+// named tells whether others may be behind it another time.
+func (s Seed) named() bool {
+	host, _, err := splitSeed(s.Addr)
+	if err != nil {
+		return false
+	}
+	_, err = netip.ParseAddr(host)
+	return err != nil
+}
+
 // seedRecord is what is on disk of a Seed.
 type seedRecord struct {
 	Added bool      `json:"added,omitempty"`
@@ -51,14 +61,15 @@ type seedRecord struct {
 type seeds struct {
 	store Store
 
-	mu   sync.Mutex
-	list []*Seed
+	mu     sync.Mutex
+	list   []*Seed
+	behind map[string][]netip.AddrPort // what each resolved to last, in this run
 }
 
 // loadSeeds takes the configured addresses, adds those that Connect was given
 // in earlier runs, and forgets what is left of other configurations.
 func loadSeeds(store Store, configured []string) (*seeds, error) {
-	s := &seeds{store: store}
+	s := &seeds{store: store, behind: map[string][]netip.AddrPort{}}
 	for _, addr := range configured {
 		if _, _, err := splitSeed(addr); err != nil {
 			return nil, err
@@ -140,23 +151,58 @@ func (s *seeds) add(addr string) error {
 	return nil
 }
 
-// forget undoes add, on disk before it returns. A configured address stays.
-func (s *seeds) forget(addr string) error {
+// forget undoes add, on disk before it returns. A configured address stays. What
+// it returns are addresses that no seed stands for any more.
+func (s *seeds) forget(addr string) (gone []netip.AddrPort, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	seed := s.find(addr)
 	if seed == nil {
-		return fmt.Errorf("forget peer address %s: %w", addr, ErrNoSeed)
-	}
-	if err := s.store.Apply(bucketSeeds, map[string][]byte{addr: nil}); err != nil {
-		return fmt.Errorf("forget peer address %s: %w", addr, err)
+		return nil, fmt.Errorf("forget peer address %s: %w", addr, ErrNoSeed)
 	}
 	if seed.Configured {
-		seed.Added = false
-		return fmt.Errorf("forget peer address %s: %w", addr, ErrConfigured)
+		left := *seed
+		left.Added = false
+		if err := s.save(left); err != nil {
+			return nil, err
+		}
+		*seed = left
+		return nil, fmt.Errorf("forget peer address %s: %w", addr, ErrConfigured)
+	}
+	if err := s.store.Apply(bucketSeeds, map[string][]byte{addr: nil}); err != nil {
+		return nil, fmt.Errorf("forget peer address %s: %w", addr, err)
 	}
 	s.list = slices.DeleteFunc(s.list, func(x *Seed) bool { return x == seed })
-	return nil
+	return s.replace(addr, nil), nil
+}
+
+// resolved notes what an address resolved to. What it returns are addresses that
+// no seed stands for any more.
+func (s *seeds) resolved(addr string, to []netip.AddrPort) (gone []netip.AddrPort) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.find(addr) == nil {
+		return nil // forgotten meanwhile
+	}
+	return s.replace(addr, to)
+}
+
+// replace is resolved, or with nothing the end of it. The caller holds mu.
+func (s *seeds) replace(addr string, to []netip.AddrPort) (gone []netip.AddrPort) {
+	old := s.behind[addr]
+	if delete(s.behind, addr); len(to) > 0 {
+		s.behind[addr] = to
+	}
+	for _, a := range old {
+		stays := false
+		for _, others := range s.behind {
+			stays = stays || slices.Contains(others, a)
+		}
+		if !stays {
+			gone = append(gone, a)
+		}
+	}
+	return gone
 }
 
 func (s *seeds) snapshot() []Seed {
@@ -235,8 +281,15 @@ func numberZone(a netip.Addr) (netip.Addr, error) {
 // errNoAddress is for names that resolve to nothing.
 var errNoAddress = errors.New("the name has no address")
 
+// lookup asks for the addresses of a host.
+type lookup func(ctx context.Context, host string) ([]netip.Addr, error)
+
+func systemLookup(ctx context.Context, host string) ([]netip.Addr, error) {
+	return net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+}
+
 // resolve returns the addresses behind host:port, in the resolver's order.
-func resolve(ctx context.Context, hostport string) ([]netip.AddrPort, error) {
+func resolve(ctx context.Context, ask lookup, hostport string) ([]netip.AddrPort, error) {
 	host, port, err := splitSeed(hostport)
 	if err != nil {
 		return nil, err
@@ -248,7 +301,7 @@ func resolve(ctx context.Context, hostport string) ([]netip.AddrPort, error) {
 		}
 		return []netip.AddrPort{netip.AddrPortFrom(addr, port)}, nil
 	}
-	ips, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	ips, err := ask(ctx, host)
 	if err != nil {
 		return nil, fmt.Errorf("resolve %q: %w", host, err)
 	}

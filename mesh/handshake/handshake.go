@@ -33,7 +33,9 @@
 package handshake
 
 import (
+	"crypto/hkdf"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/subtle"
 	"fmt"
 	"io"
@@ -76,6 +78,16 @@ func Derive(password []byte) Keys {
 	copy(k.MAC[:], out[32:])
 	clear(out)
 	return k
+}
+
+// Subkey makes a key for another purpose, which tells nothing about the others.
+func (k Keys) Subkey(purpose string) (sub [32]byte) {
+	b, err := hkdf.Expand(sha256.New, k.PSK[:], "weave "+purpose, len(sub))
+	if err != nil {
+		panic(err) // only for much longer ones
+	}
+	copy(sub[:], b)
+	return sub
 }
 
 // Medium is what carries the messages.

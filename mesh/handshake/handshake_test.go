@@ -351,6 +351,13 @@ func TestDerive(t *testing.T) {
 	}
 }
 
+func TestSubkey(t *testing.T) {
+	one, two := testKeys.Subkey("one"), testKeys.Subkey("two")
+	if one == two || one != testKeys.Subkey("one") || one == otherKeys.Subkey("one") || one == testKeys.PSK || one == [32]byte{} {
+		t.Fatal("subkeys do not follow from the key and their purpose")
+	}
+}
+
 func FuzzHello(f *testing.F) {
 	b, _ := Hello{Nickname: "host", Port: 1}.marshal()
 	f.Add(b)

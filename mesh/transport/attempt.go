@@ -238,7 +238,9 @@ func (t *Transport) connect(ctx context.Context, addr netip.AddrPort) (id.PeerID
 		select {
 		case err = <-a.done:
 			if err == nil {
-				return a.entry.link.id, nil
+				p := a.entry.link.id
+				t.AddCandidates(p, addr)
+				return p, nil
 			}
 			return id.PeerID{}, err
 		case r := <-byPipe:

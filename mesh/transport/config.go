@@ -54,6 +54,10 @@ type Config struct {
 	TCPPort uint16
 	Proxy   *url.URL
 
+	// NoDiscovery has peers be looked for only where AddCandidates or Connect named
+	// an address: not where they say that they are, or came from.
+	NoDiscovery bool
+
 	// Packet takes small items, of any kind but frames, pings and keepalives. It
 	// is called from one goroutine at a time and must not block; body is valid
 	// until it returns. It may come before the peer's PeerUp.

@@ -94,7 +94,7 @@ func (t *Transport) dialAddrs(p id.PeerID) (hops []hop) {
 	for _, a := range peer.candidates {
 		hops = append(hops, direct(a))
 	}
-	if path := peer.path.Load(); path != nil && path.udp() {
+	if path := peer.path.Load(); path != nil && path.udp() && (!t.cfg.NoDiscovery || slices.Contains(hops, *path)) {
 		hops = slices.DeleteFunc(hops, func(h hop) bool { return h == *path })
 		hops = slices.Insert(hops, 0, *path)
 	}

@@ -334,7 +334,7 @@ func (t *Transport) improve(l *Link, by hop, now int64) {
 	defer t.mu.Unlock()
 	l.setPath(by)
 	t.proof(l, now)
-	if p := t.peers[l.id]; p != nil && &p.Link == l {
+	if p := t.peers[l.id]; p != nil && &p.Link == l && !t.cfg.NoDiscovery {
 		p.addCandidates(by.addr)
 	}
 }

@@ -94,6 +94,16 @@ func (p *peer) addCandidates(addrs ...netip.AddrPort) bool {
 	return fresh
 }
 
+// Forget has an address be tried no more, whoever is there. What goes by it goes on
+// while it works, and who comes from there is let in.
+func (t *Transport) Forget(addr netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range t.peers {
+		p.dropCandidate(addr)
+	}
+}
+
 func (p *peer) dropCandidate(a netip.AddrPort) {
 	p.candidates = slices.DeleteFunc(p.candidates, func(c netip.AddrPort) bool { return c == a })
 }
@@ -173,7 +183,9 @@ func (t *Transport) install(e *entry, from hop, now time.Time) {
 	if from.direct() {
 		t.seenAt(&p.Link, e.hello.Seen)
 	}
-	p.addCandidates(from.addr, netip.AddrPortFrom(e.hello.Advertise, e.hello.Port))
+	if !t.cfg.NoDiscovery {
+		p.addCandidates(from.addr, netip.AddrPortFrom(e.hello.Advertise, e.hello.Port))
+	}
 	p.wanted.Store(false)
 	p.wait, p.nextTry = t.cfg.tune.minBackoff, time.Time{}
 	if a := p.attempt; a != nil && a.entry == nil {
@@ -220,7 +232,7 @@ func (p *peer) targets(now time.Time, first bool) []hop {
 		return []hop{*path}
 	}
 	var to []hop
-	if path != nil && path.udp() && !slices.Contains(p.candidates, path.addr) {
+	if path != nil && path.udp() && !p.t.cfg.NoDiscovery && !slices.Contains(p.candidates, path.addr) {
 		to = append(to, *path)
 	}
 	to = append(to, p.doors()...)

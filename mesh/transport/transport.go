@@ -151,6 +151,9 @@ func listenTCP(addr netip.Addr, port uint16) (net.Listener, error) {
 // Port returns the port, of UDP and of TCP.
 func (t *Transport) Port() uint16 { return t.port }
 
+// Subkey makes a key from the password for a purpose that is not the transport's.
+func (t *Transport) Subkey(purpose string) [32]byte { return t.keys.Subkey(purpose) }
+
 // Run works until ctx ends, or a socket fails; it returns nil for the former.
 // It closes the sockets and the inbound streams and waits for all goroutines.
 // It can be called once.

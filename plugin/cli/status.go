@@ -117,10 +117,26 @@ func overview(p *printer, s control.Status) {
 	case "symmetric":
 		p.line("NAT        another outside port for each other host: those behind NATs, too, meet this one through others")
 	}
+	discovery(p, s)
 
 	peersSummary(p, s)
 	segmentsSummary(p, s)
 	poolsSummary(p, s)
+}
+
+// discovery says what is not as usual.
+func discovery(p *printer, s control.Status) {
+	switch {
+	case s.LAN != nil && len(s.LAN.Links) > 0:
+		p.line("discovery  announced on the LAN by %s, %d UDP", clean(strings.Join(s.LAN.Links, ", ")), s.LAN.Port)
+		if n := s.LAN.Foreign; n > 0 && len(s.Peers) == 0 {
+			p.line("           what others announce there is under another password: heard %s", count(n, "time", "times"))
+		}
+	case s.LAN != nil:
+		p.line("discovery  not announced on the LAN")
+	case s.Discover == "off":
+		p.line("discovery  off: this host connects to no others but those that it is told of")
+	}
 }
 
 // problems comes first, so that nobody has to look for it.

@@ -25,6 +25,7 @@ const (
 	Port         = "WEAVE_PORT"
 	TCPPort      = "WEAVE_TCP_PORT"
 	Proxy        = "WEAVE_PROXY"
+	Discover     = "WEAVE_DISCOVER"
 	Address      = "WEAVE_ADDRESS"
 	Nickname     = "WEAVE_NICKNAME"
 	IPAllocRange = "WEAVE_IPALLOC_RANGE"
@@ -38,6 +39,17 @@ const (
 const (
 	DefaultPort     = 6783
 	DefaultLogLevel = logrus.InfoLevel
+)
+
+// Discovery tells which hosts the plugin connects to by itself, beside those that
+// it is told of.
+type Discovery string
+
+// The values of Discover.
+const (
+	DiscoverOn  Discovery = "on"  // all hosts of the cluster
+	DiscoverLAN Discovery = "lan" // these, and it finds hosts on the same LAN
+	DiscoverOff Discovery = "off" // none
 )
 
 // DefaultIPAllocRange is where pools come from that name no subnet.
@@ -55,6 +67,7 @@ type Config struct {
 	Port         uint16       // UDP and TCP
 	TCPPort      uint16       // a further one for TCP; 0: none
 	Proxy        *url.URL     // HTTP proxy, with host and port; nil: none
+	Discover     Discovery    //
 	Address      netip.Addr   // underlay address; the zero Addr means that of the default route
 	Nickname     string       // 1 to MaxNickname bytes
 	IPAllocRange netip.Prefix // IPv4, in canonical form
@@ -123,6 +136,7 @@ func FromEnv(lookup func(string) (string, bool)) (Config, []Problem) {
 	c.Peers = r.peers(c.Port)
 	c.TCPPort = r.tcpPort()
 	c.Proxy = r.proxy()
+	c.Discover = r.discover()
 	c.Address = r.address()
 	c.Nickname = r.nickname(os.Hostname)
 	c.IPAllocRange = r.ipAllocRange()

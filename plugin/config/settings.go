@@ -114,6 +114,19 @@ func (r *reader) proxy() *url.URL {
 	return u
 }
 
+func (r *reader) discover() Discovery {
+	v, ok := r.get(Discover)
+	d := Discovery(strings.ToLower(v))
+	switch {
+	case !ok:
+		return DiscoverOn
+	case d != DiscoverOn && d != DiscoverLAN && d != DiscoverOff:
+		r.bad(Discover, v, "not one of on, lan, off", "set lan to find hosts on the same LAN, off to connect to no hosts but those of "+Peers+" and `weave connect`, or leave it out")
+		return DiscoverOn
+	}
+	return d
+}
+
 // peers keeps the good addresses where some are bad.
 func (r *reader) peers(port uint16) []string {
 	v, ok := r.get(Peers)

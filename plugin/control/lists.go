@@ -18,6 +18,10 @@ func fillLists(v reflect.Value) {
 		for i := range v.Len() {
 			fillLists(v.Index(i))
 		}
+	case reflect.Pointer:
+		if !v.IsNil() {
+			fillLists(v.Elem())
+		}
 	case reflect.Struct:
 		for i := range v.NumField() {
 			if v.Type().Field(i).IsExported() { // the others never reach the JSON

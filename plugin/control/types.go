@@ -26,8 +26,11 @@ type Status struct {
 	Address   netip.Addr `json:"address,omitzero"` // underlay address in use; zero: not known yet
 	// NAT is what stands between this host and the others, as far as they can tell:
 	// "none", "cone" or "symmetric"; empty if nobody has told.
-	NAT     string    `json:"nat,omitempty"`
-	Started time.Time `json:"started"`
+	NAT string `json:"nat,omitempty"`
+	// Discover is the setting: which hosts this one connects to by itself.
+	Discover string    `json:"discover,omitempty"`
+	LAN      *LAN      `json:"lan,omitempty"` // nil: hosts on the LAN are not looked for
+	Started  time.Time `json:"started"`
 
 	Problems  []Problem  `json:"problems"` // the gravest first
 	Refusals  []Refusal  `json:"refusals"`
@@ -44,6 +47,13 @@ type Status struct {
 	// Relayed is the bytes that this host passed on for hosts that do not reach
 	// each other.
 	Relayed uint64 `json:"relayedBytes,omitempty"`
+}
+
+// LAN tells how hosts on the same LAN are found.
+type LAN struct {
+	Port    uint16   `json:"port"`    // UDP
+	Links   []string `json:"links"`   // that this host is announced on
+	Foreign uint64   `json:"foreign"` // announcements heard of hosts with another password
 }
 
 // Severity tells how bad a problem is.

@@ -88,7 +88,8 @@ func (p *parts) join(cfg config.Config, log *logrus.Entry) (err error) {
 	meshCfg := mesh.Config{
 		Identity: p.identity, Password: cfg.Password, Nickname: cfg.Nickname,
 		Listen: listenAddr(cfg), Advertise: p.addresses, Peers: cfg.Peers, VXLANPort: cfg.VXLANPort(), TCPPort: cfg.TCPPort, Proxy: cfg.Proxy, Store: p.store, Log: log,
-		Replicas: map[string]mesh.Replica{replicaRings: rings{p.allocator}},
+		Discovery: discovery(cfg.Discover),
+		Replicas:  map[string]mesh.Replica{replicaRings: rings{p.allocator}},
 		Answer: func(ctx context.Context, from id.PeerID, request []byte) ([]byte, error) {
 			return p.allocator.Answer(ctx, ring.Peer(from.String()), request)
 		},
@@ -128,6 +129,16 @@ func listenAddr(cfg config.Config) netip.AddrPort {
 		return netip.AddrPortFrom(cfg.Address, cfg.Port)
 	}
 	return netip.AddrPortFrom(netip.IPv6Unspecified(), cfg.Port)
+}
+
+func discovery(d config.Discovery) mesh.Discovery {
+	switch d {
+	case config.DiscoverLAN:
+		return mesh.DiscoverLAN
+	case config.DiscoverOff:
+		return mesh.DiscoverNone
+	}
+	return mesh.DiscoverPeers
 }
 
 // busy lists the prefixes that the host's routes use. Default routes are in

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"weave/driver/host"
+	"weave/mesh"
 	"weave/plugin/config"
 	"weave/plugin/control"
 	"weave/plugin/sock"
@@ -28,6 +29,7 @@ type findings struct {
 	blocked  []host.Blocked
 	failures map[string]string // of segments, by key
 	waiting  []waiting
+	lan      string // why this host is not announced on the LAN, though it should be
 	status   *control.Status
 	up       time.Duration // since the start
 }
@@ -120,6 +122,10 @@ func (f findings) peers(l *problems) {
 	if !s.Password && s.Peer != "" {
 		l.add(control.Warning, samePassword,
 			"no password is set: any host that reaches port %d can join, and what goes by VXLAN is not encrypted", s.Port)
+	}
+	if f.lan != "" && f.up > patience {
+		l.add(control.Warning, fmt.Sprintf("let out UDP port %d to multicast addresses, or name the other hosts by %s or `weave connect`", mesh.LANPort, config.Peers),
+			"hosts on the same LAN do not hear of this one: %s", f.lan)
 	}
 	for _, x := range s.Seeds {
 		if x.Met || x.Self || x.Tried.IsZero() {

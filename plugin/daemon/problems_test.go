@@ -79,6 +79,8 @@ func TestProblems(t *testing.T) {
 			[]string{"removed host old", "m1, m2", "-> start weave there", "`weave rmpeer`"}},
 		"no password": {func(f *findings) { f.status.Password = false }, control.Warning,
 			[]string{"no password", "6783", "WEAVE_PASSWORD"}},
+		"LAN": {func(f *findings) { f.lan = "eth0: operation not permitted" }, control.Warning,
+			[]string{"same LAN", "eth0: operation not permitted", "-> let out UDP port 6785", "WEAVE_PEERS"}},
 		"seed": {func(f *findings) {
 			f.status.Seeds[2].Tried, f.status.Seeds[2].Error = time.Unix(1, 0), "no answer"
 		}, control.Warning, []string{"new:6783: no answer", "UDP and TCP"}},
@@ -267,6 +269,17 @@ func TestStatusPorts(t *testing.T) {
 		s, err := d.Status(t.Context())
 		if err != nil || s.Port != 6790 || s.VXLANPort != want {
 			t.Errorf("password %q: ports %d and %d, %v", password, s.Port, s.VXLANPort, err)
+		}
+	}
+}
+
+// TestDiscovery: each value of the setting means something else to the mesh.
+func TestDiscovery(t *testing.T) {
+	for setting, want := range map[config.Discovery]mesh.Discovery{
+		config.DiscoverOn: mesh.DiscoverPeers, config.DiscoverLAN: mesh.DiscoverLAN, config.DiscoverOff: mesh.DiscoverNone,
+	} {
+		if got := discovery(setting); got != want {
+			t.Errorf("%s: %d", setting, got)
 		}
 	}
 }

@@ -27,6 +27,7 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 	s := control.Status{
 		Version: d.version, Protocol: wire.Version, Nickname: d.cfg.Nickname,
 		Password: len(d.cfg.Password) > 0, Port: d.cfg.Port, Started: d.started,
+		Discover: string(d.cfg.Discover),
 	}
 	if !s.Password {
 		s.VXLANPort = d.cfg.VXLANPort()
@@ -39,6 +40,10 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 		d.describe(&s, p)
 		f.failures = p.failures()
 		f.waiting = p.waiting()
+		if lan, ok := p.node.LAN(); ok {
+			s.LAN = &control.LAN{Port: mesh.LANPort, Links: lan.Links, Foreign: lan.Foreign}
+			f.lan = lan.Trouble
+		}
 		if blocked := p.blocked.Load(); blocked != nil {
 			f.blocked = *blocked
 		}
