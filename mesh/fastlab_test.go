@@ -187,13 +187,7 @@ func (h *fastHost) answer(words ...string) string {
 
 // hostStatus is what a host tells of itself.
 type hostStatus struct {
-	Peers []struct {
-		Alive, Fast, Up, Relayed, TCP bool
-		Name, Why, Addr               string
-		Hops                          int
-		Sent                          uint64 // bytes
-		Candidates                    []netip.AddrPort
-	}
+	Peers    []peerReport
 	NAT      NAT
 	Dropped  map[string]uint64
 	Segments map[string]struct {
@@ -201,6 +195,27 @@ type hostStatus struct {
 		VXLAN    bool
 		Tunneled uint64 // bytes
 	}
+}
+
+// peerReport is what it tells of another.
+type peerReport struct {
+	Alive, Fast, Up, Relayed, TCP bool
+	Name, Why, Addr               string
+	Hops                          int
+	Sent                          uint64 // bytes
+	Candidates                    []netip.AddrPort
+	NAT                           NAT
+	Pings, LostPings              int
+}
+
+// peer is what the host tells of another.
+func (h *fastHost) peer(other *fastHost) peerReport {
+	for _, p := range h.status().Peers {
+		if p.Name == other.Name() {
+			return p
+		}
+	}
+	return peerReport{}
 }
 
 func (h *fastHost) status() (s hostStatus) {
@@ -425,28 +440,21 @@ func serve(n *Node, run func(), words []string) (string, error) {
 }
 
 func (n *Node) report() any {
-	type peer struct {
-		Alive, Fast, Up, Relayed, TCP bool
-		Name, Why, Addr               string
-		Hops                          int
-		Sent                          uint64 // bytes
-		Candidates                    []netip.AddrPort
-	}
 	type segment struct {
 		VNI      uint32
 		VXLAN    bool
 		Tunneled uint64
 	}
 	out := struct {
-		Peers    []peer
+		Peers    []peerReport
 		NAT      NAT
 		Dropped  map[string]uint64
 		Segments map[string]segment
 	}{NAT: n.NAT(), Dropped: n.Dropped(), Segments: map[string]segment{}}
 	for _, p := range n.Peers() {
-		out.Peers = append(out.Peers, peer{
+		out.Peers = append(out.Peers, peerReport{
 			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Path.TCP, p.Nickname, p.FastWhy, p.Path.Addr.String(),
-			p.Route.Hops, p.Path.TxBytes, p.Path.Candidates,
+			p.Route.Hops, p.Path.TxBytes, p.Path.Candidates, p.NAT, p.Path.Pings, p.Path.LostPings,
 		})
 	}
 	for _, s := range n.Segments() {
