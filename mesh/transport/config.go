@@ -33,6 +33,7 @@ type Frames interface {
 type Conn interface {
 	ReadBatch(trains []udp.Train) (int, error)
 	Write(buf []byte, size int, to netip.AddrPort) error
+	Shed(udp.Shed) error
 	Close() error
 }
 

@@ -50,6 +50,7 @@ const Version = 1
 // Sizes in bytes.
 const (
 	HeaderLen      = 16
+	IndexAt        = 4 // in a header
 	TagLen         = 16
 	ItemHeaderLen  = 3
 	FrameHeaderLen = 12
