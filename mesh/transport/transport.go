@@ -50,7 +50,7 @@ type Transport struct {
 	calling      atomic.Int32 // streams that we open for others
 	trains       sync.Pool    // of *relayTrain
 	relayed      relayedCounters
-	passing      atomic.Int32 // streams that are passed on
+	passing      passing
 
 	table table // see there
 
