@@ -205,13 +205,7 @@ func (h *fastHost) answer(words ...string) string {
 
 // hostStatus is what a host tells of itself.
 type hostStatus struct {
-	Peers []struct {
-		Alive, Fast, Up, Relayed, TCP bool
-		Name, Why, Addr               string
-		Hops, MTU                     int
-		Sent                          uint64 // bytes
-		Candidates                    []netip.AddrPort
-	}
+	Peers    []peerReport
 	NAT      NAT
 	Refused  []transport.Refusal
 	LAN      []string
@@ -222,6 +216,27 @@ type hostStatus struct {
 		VXLAN    bool
 		Tunneled uint64 // bytes
 	}
+}
+
+// peerReport is what it tells of another.
+type peerReport struct {
+	Alive, Fast, Up, Relayed, TCP bool
+	Name, Why, Addr               string
+	Hops, MTU                     int
+	Sent                          uint64 // bytes
+	Candidates                    []netip.AddrPort
+	NAT                           NAT
+	Pings, LostPings              int
+}
+
+// peer is what the host tells of another.
+func (h *fastHost) peer(other *fastHost) peerReport {
+	for _, p := range h.status().Peers {
+		if p.Name == other.Name() {
+			return p
+		}
+	}
+	return peerReport{}
 }
 
 func (h *fastHost) status() (s hostStatus) {

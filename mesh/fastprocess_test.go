@@ -105,20 +105,13 @@ func serve(n *Node, run func(), words []string) (string, error) {
 }
 
 func (n *Node) report() any {
-	type peer struct {
-		Alive, Fast, Up, Relayed, TCP bool
-		Name, Why, Addr               string
-		Hops, MTU                     int
-		Sent                          uint64 // bytes
-		Candidates                    []netip.AddrPort
-	}
 	type segment struct {
 		VNI      uint32
 		VXLAN    bool
 		Tunneled uint64
 	}
 	out := struct {
-		Peers    []peer
+		Peers    []peerReport
 		NAT      NAT
 		Refused  []transport.Refusal
 		LAN      []string
@@ -129,9 +122,9 @@ func (n *Node) report() any {
 	lan, _ := n.LAN()
 	out.LAN, out.Trouble = lan.Links, lan.Trouble
 	for _, p := range n.Peers() {
-		out.Peers = append(out.Peers, peer{
+		out.Peers = append(out.Peers, peerReport{
 			p.Alive, p.Fast, p.Path.State == transport.StateUp, p.Path.Relayed, p.Path.TCP, p.Nickname, p.FastWhy, p.Path.Addr.String(),
-			p.Route.Hops, p.Path.MTU, p.Path.TxBytes, p.Path.Candidates,
+			p.Route.Hops, p.Path.MTU, p.Path.TxBytes, p.Path.Candidates, p.NAT, p.Path.Pings, p.Path.LostPings,
 		})
 	}
 	for _, s := range n.Segments() {

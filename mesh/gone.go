@@ -69,7 +69,7 @@ func (n *Node) applyGone(c state.Change) error {
 	if n.index.isGone(p) == before {
 		return nil
 	}
-	for _, kind := range []string{kindSegment, kindEndpoint, kindFree, kindLinks} {
+	for _, kind := range []string{kindSegment, kindEndpoint, kindFree, kindLinks, kindHost} {
 		for _, r := range n.records.All(kind) {
 			if r.Owner == p {
 				_ = n.apply(state.Change{Owner: p, Kind: kind, Key: r.Key, New: r.Value}) // complained about when it came

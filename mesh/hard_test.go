@@ -70,15 +70,11 @@ func (l *hardLab) startLine(n int) []*netlab.Host {
 
 // hops tells how far a host is from another by its own word; 0 if there is no way.
 func (h *fastHost) hops(other *fastHost) int {
-	for _, p := range h.status().Peers {
-		if p.Name == other.Name() && p.Up && p.Alive {
-			if p.Relayed == (p.Hops == 1) {
-				return 0 // it is about to change
-			}
-			return p.Hops
-		}
+	p := h.peer(other)
+	if !p.Up || !p.Alive || p.Relayed == (p.Hops == 1) { // in the last case it is about to change
+		return 0
 	}
-	return 0
+	return p.Hops
 }
 
 // awaitHops waits until all hosts have ways of these lengths to each other.

@@ -21,6 +21,7 @@ type index struct {
 	gone      map[id.PeerID]map[id.PeerID]bool // peers whose records do not count, and who says so; none is empty
 	vnis      *vni.Claims                      // of the segments
 	links     map[id.PeerID]route.Links        // whom each peer reaches directly
+	hosts     map[id.PeerID]hostRecord
 }
 
 type endpointKey struct {
@@ -43,6 +44,7 @@ func newIndex() *index {
 		gone:      map[id.PeerID]map[id.PeerID]bool{},
 		vnis:      vni.New(),
 		links:     map[id.PeerID]route.Links{},
+		hosts:     map[id.PeerID]hostRecord{},
 	}
 }
 

@@ -1,8 +1,12 @@
 package mesh
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/netip"
 	"slices"
+
+	"weave/mesh/id"
 )
 
 // NAT is what stands between this host and its peers, by the addresses at which
@@ -53,4 +57,54 @@ func behind(own, seen []netip.AddrPort) (kind NAT, outside []netip.AddrPort) {
 func (n *Node) NAT() NAT {
 	kind, _ := behind(n.ownAddresses(), n.transport.Seen())
 	return kind
+}
+
+// kindHost is a record of what its owner knows of its own host. There is one, by
+// the key hostKey.
+const (
+	kindHost = "host"
+	hostKey  = "self"
+)
+
+type hostRecord struct {
+	NAT NAT `json:"nat,omitempty"`
+}
+
+// decodeHost reads what another host tells. A kind of NAT of a later version is
+// unknown.
+func decodeHost(value []byte) (hostRecord, error) {
+	var h hostRecord
+	if err := json.Unmarshal(value, &h); err != nil {
+		return hostRecord{}, fmt.Errorf("record of a host: %w", err)
+	}
+	switch h.NAT {
+	case NATNone, NATCone, NATSymmetric:
+	default:
+		h.NAT = NATUnknown
+	}
+	return h, nil
+}
+
+// setHost takes in what a peer tells of its host; a nil value is nothing.
+func (x *index) setHost(owner id.PeerID, key string, value []byte) error {
+	if key != hostKey {
+		return nil // of a later version
+	}
+	delete(x.hosts, owner)
+	if value == nil {
+		return nil
+	}
+	h, err := decodeHost(value)
+	if err == nil && h != (hostRecord{}) {
+		x.hosts[owner] = h
+	}
+	return err
+}
+
+func (n *Node) publishHost(h hostRecord) {
+	n.publish.Lock()
+	defer n.publish.Unlock()
+	if err := n.set(kindHost, hostKey, recordValue(h)); err != nil {
+		n.log.WithError(err).Warn("the kind of NAT is not published: other hosts do not show it")
+	}
 }

@@ -79,6 +79,11 @@ func TestLabNAT(t *testing.T) {
 			t.Errorf("%s: without answers for %s", kind.name, gap)
 		}
 		l.awaitWay(kind.hops)
+		for i, h := range l.inside { // each tells the other
+			if kind.says != NATUnknown {
+				await(t, "the other's NAT", func() bool { return h.peer(l.inside[1-i]).NAT == kind.says })
+			}
+		}
 		if says := l.inside[0].status().NAT; kind.says != NATUnknown && says != kind.says {
 			t.Errorf("%s: NAT is said to be %q", kind.name, says)
 		}

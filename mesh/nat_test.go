@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
+	"weave/mesh/id"
 )
 
 func TestBehind(t *testing.T) {
@@ -36,4 +38,52 @@ func TestBehind(t *testing.T) {
 			t.Errorf("%v: %q, %v", test.seen, kind, outside)
 		}
 	}
+}
+
+// What another host tells of its NAT is one of the kinds that we know, or nothing.
+func TestHostRecord(t *testing.T) {
+	x, p := newIndex(), id.PeerID{1}
+	for _, c := range []struct {
+		key, value string
+		bad        bool
+		want       NAT
+	}{
+		{hostKey, `{"nat":"cone"}`, false, NATCone},
+		{"later", `{"nat":"none"}`, false, NATCone},
+		{hostKey, `{"nat":"symmetric","later":[1]}`, false, NATSymmetric},
+		{hostKey, `{"nat":"\u001b[31m"}`, false, NATUnknown},
+		{hostKey, `{"nat":"none"}`, false, NATNone},
+		{hostKey, `{"nat":5}`, true, NATUnknown},
+		{hostKey, `{"nat":"none"}`, false, NATNone},
+		{hostKey, ``, false, NATUnknown},
+	} {
+		var value []byte
+		if c.value != "" {
+			value = []byte(c.value)
+		}
+		if err := x.setHost(p, c.key, value); (err != nil) != c.bad || x.hosts[p].NAT != c.want {
+			t.Errorf("%s %s: %v, %+v", c.key, c.value, err, x.hosts[p])
+		}
+	}
+	if len(x.hosts) != 0 {
+		t.Errorf("%d hosts kept of which nothing is known", len(x.hosts))
+	}
+}
+
+// Each host tells the others what kind of NAT it is behind.
+func TestNATIsTold(t *testing.T) {
+	t.Parallel()
+	a := start(t, configure(t, "127.0.23.1"))
+	b := start(t, configure(t, "127.0.23.2", a.addr))
+	told := func(n, of *node) NAT {
+		for _, p := range n.Peers() {
+			if p.ID == of.self {
+				return p.NAT
+			}
+		}
+		return "not met"
+	}
+	await(t, "both to tell", func() bool { return told(a, b) == NATNone && told(b, a) == NATNone })
+	must(t, a.MarkGone(b.self))
+	await(t, "nothing to be told of who is gone", func() bool { return told(a, b) == NATUnknown })
 }

@@ -141,6 +141,8 @@ func (n *Node) apply(c state.Change) error {
 	case kindLinks:
 		n.routes.change()
 		return n.index.setLinks(c.Owner, c.Key, c.New)
+	case kindHost:
+		return n.index.setHost(c.Owner, c.Key, c.New)
 	case kindGone:
 		return n.applyGone(c)
 	}

@@ -90,15 +90,16 @@ const (
 	linksWait // it is another, but was published just now
 )
 
-// relink finds the ways, and publishes our links and addresses if they changed and
-// may is set.
+// relink finds the ways, and publishes our links, addresses and kind of NAT if they
+// changed and may is set.
 func (n *Node) relink(may bool) linksOutcome {
 	self := n.cfg.Identity.ID
 	direct := n.transport.Direct()
-	candidates := n.candidates()
+	candidates, nat := n.candidates(), n.NAT()
 	moved := !slices.Equal(candidates, n.routes.candidates)
 	n.mu.Lock()
 	told := maps.Clone(n.index.links)
+	host := n.index.hosts[self]
 	n.mu.Unlock()
 	old, was := told[self]
 	delete(told, self)
@@ -107,7 +108,7 @@ func (n *Node) relink(may bool) linksOutcome {
 	n.routes.table.Store(route.Compute(self, direct, told, n.routes.table.Load()))
 	same := was && old.Equal(own)
 	switch {
-	case same && !moved:
+	case same && !moved && host.NAT == nat:
 		return linksSame
 	case !may: // peers say where they see us, and could say otherwise with each pong
 		return linksWait
@@ -118,6 +119,10 @@ func (n *Node) relink(may bool) linksOutcome {
 	}
 	if !same {
 		n.publishLinks(own)
+	}
+	if host.NAT != nat {
+		host.NAT = nat
+		n.publishHost(host)
 	}
 	return linksPublished
 }

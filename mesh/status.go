@@ -20,6 +20,7 @@ type Peer struct {
 	Since    time.Time // of Alive; zero for a peer not heard of since the start
 	Path     transport.PeerStatus
 	Route    Route  // the way to it; zero if there is none
+	NAT      NAT    // what it says that stands before it
 	Fast     bool   // frames go by VXLAN, else by the tunnel
 	FastWhy  string // why not, or not all
 }
@@ -48,7 +49,11 @@ func (n *Node) Peers() []Peer {
 			all[m.ID] = p
 		}
 	}
+	n.mu.Lock()
+	hosts := maps.Clone(n.index.hosts)
+	n.mu.Unlock()
 	for _, p := range all {
+		p.NAT = hosts[p.ID].NAT
 		p.Route, _ = n.routeTo(p.ID)
 		p.Fast, p.FastWhy = n.fast.Peer(p.ID)
 		all[p.ID] = p

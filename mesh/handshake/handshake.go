@@ -18,11 +18,11 @@
 //
 // A message is a wire.Header, the Noise message, and a MAC of MACLen bytes:
 // BLAKE2s-128 over all before it, keyed from the password. Header.Index is the
-// receiver's number (0 in message 1, where it is not known yet) and
+// receiver's number (Keys.Mark in message 1, where it is not known yet) and
 // Header.Counter is the sender's. The MAC lets a responder drop strangers
 // before any Diffie-Hellman, and protects the numbers. All messages have fixed
-// lengths, which tell nothing about names and addresses within, and none is
-// longer than the one it answers, so that a forged sender address gains an
+// lengths, which tell nothing about names and addresses within, and each is
+// shorter than the one it answers, so that a forged sender address gains an
 // attacker nothing.
 //
 // The protocol version and the medium (datagrams or stream) are in the Noise
@@ -37,6 +37,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"math"
@@ -53,7 +54,7 @@ import (
 const (
 	MACLen = 16
 
-	Len1 = Len2
+	Len1 = Len2 + 16
 	Len2 = wire.HeaderLen + keyLen + keyLen + tagLen + helloLen + tagLen + MACLen
 	Len3 = wire.HeaderLen + keyLen + tagLen + helloLen + tagLen + MACLen
 
@@ -66,6 +67,9 @@ const (
 type Keys struct {
 	PSK [32]byte // mixed into the session keys
 	MAC [32]byte // keys the MAC of each message
+	// Mark is in the clear in message 1, so that a packet filter can tell strangers,
+	// who do not know it until they have seen such a message.
+	Mark uint32
 }
 
 // Derive turns a password, which may be empty, into keys with Argon2id: about
@@ -77,6 +81,7 @@ func Derive(password []byte) Keys {
 	copy(k.PSK[:], out[:32])
 	copy(k.MAC[:], out[32:])
 	clear(out)
+	k.Mark = binary.BigEndian.Uint32(sum(k, []byte("mark of message 1")))
 	return k
 }
 
@@ -144,7 +149,7 @@ func Initiate(cfg Config) (*Machine, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	h := wire.Header{Type: wire.TypeHandshake1, Version: wire.Version, Counter: uint64(cfg.Index)}
+	h := wire.Header{Type: wire.TypeHandshake1, Version: wire.Version, Index: cfg.Keys.Mark, Counter: uint64(cfg.Index)}
 	msg, _, err := m.write(h, make([]byte, padding))
 	return m, msg, err
 }
@@ -245,6 +250,9 @@ func Verify(keys Keys, msg []byte) (wire.Header, error) {
 		return h, ErrMalformed
 	}
 	body, mac := msg[:want-MACLen], msg[want-MACLen:]
+	if h.Type == wire.TypeHandshake1 && h.Index != keys.Mark {
+		return h, ErrPassword
+	}
 	if subtle.ConstantTimeCompare(sum(keys, body), mac) != 1 {
 		return h, ErrPassword
 	}
@@ -324,7 +332,7 @@ func (m *Machine) write(h wire.Header, payload []byte) (msg []byte, keys [2][32]
 func (m *Machine) read(h wire.Header, want wire.Type, msg []byte) (payload []byte, keys [2][32]byte, err error) {
 	receiver := m.cfg.Index
 	if want == wire.TypeHandshake1 {
-		receiver = 0
+		receiver = m.cfg.Keys.Mark
 	}
 	if h.Type != want || h.Index != receiver {
 		return nil, keys, ErrMalformed

@@ -15,8 +15,8 @@ import (
 )
 
 var (
-	testKeys  = Keys{PSK: [32]byte{1}, MAC: [32]byte{2}}
-	otherKeys = Keys{PSK: [32]byte{3}, MAC: [32]byte{4}}
+	testKeys  = Keys{PSK: [32]byte{1}, MAC: [32]byte{2}, Mark: 1}
+	otherKeys = Keys{PSK: [32]byte{3}, MAC: [32]byte{4}, Mark: 2}
 )
 
 func identity(t testing.TB) id.Identity {
@@ -96,8 +96,8 @@ func TestBothSidesAgree(t *testing.T) {
 }
 
 func TestNoAmplification(t *testing.T) {
-	if Len2 > Len1 || Len3 > Len2 || RejectLen >= Len1 {
-		t.Fatal("an answer is longer than what it answers")
+	if Len2 >= Len1 || Len3 >= Len2 || RejectLen >= Len1 {
+		t.Fatal("an answer is no shorter than what it answers")
 	}
 }
 
@@ -138,8 +138,16 @@ func TestStranger(t *testing.T) {
 	if _, _, err := Respond(b.cfg, msg1, b.hello); !errors.Is(err, ErrPassword) {
 		t.Errorf("stranger's message 1: %v", err)
 	}
+	// Nor does the mark, which whoever looks on sees.
+	stranger.cfg.Keys.Mark = testKeys.Mark
+	if _, msg1, err = Initiate(stranger.cfg); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Respond(b.cfg, msg1, b.hello); !errors.Is(err, ErrPassword) {
+		t.Errorf("message 1 with the mark alone: %v", err)
+	}
 	// The MAC key alone does not help either: the PSK is in the first message.
-	stranger.cfg.Keys.MAC = testKeys.MAC
+	stranger.cfg.Keys.MAC, stranger.cfg.Keys.Mark = testKeys.MAC, testKeys.Mark
 	if _, msg1, err = Initiate(stranger.cfg); err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +158,7 @@ func TestStranger(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	forged := bytes.Clone(msg1)
+	forged := bytes.Clone(msg1[:Len2])
 	wire.Header{Type: wire.TypeHandshake2, Version: wire.Version, Index: 11}.Put(forged)
 	if _, _, err := m.Answer(forged, a.hello); !errors.Is(err, ErrPassword) {
 		t.Errorf("forged message 2: %v", err)
@@ -346,7 +354,7 @@ func TestHelloRoundTrip(t *testing.T) {
 
 func TestDerive(t *testing.T) {
 	empty, one, again := Derive(nil), Derive([]byte("one")), Derive([]byte("one"))
-	if empty == one || one != again || one.PSK == one.MAC || empty.PSK == [32]byte{} {
+	if empty == one || one != again || one.PSK == one.MAC || empty.Mark == one.Mark || empty.PSK == [32]byte{} {
 		t.Fatal("keys do not follow from the password")
 	}
 }

@@ -171,6 +171,8 @@ func (t *Transport) deliver(peer id.PeerID, kind wire.StreamKind, s *stream) {
 	t.cfg.Stream(peer, kind, s)
 }
 
+var errReplayed = errors.New("a first message that came before")
+
 // acceptStream is the responder's half of a stream's handshake.
 func (t *Transport) acceptStream(c net.Conn, from hop) (*stream, id.PeerID, wire.StreamKind, error) {
 	var peer id.PeerID
@@ -181,10 +183,18 @@ func (t *Transport) acceptStream(c net.Conn, from hop) (*stream, id.PeerID, wire
 	if err != nil {
 		return nil, peer, 0, err
 	}
+	if _, err := handshake.Verify(t.keys, msg1); err != nil {
+		t.rejectStream(c, from.host(), msg1, err)
+		return nil, peer, 0, err
+	}
+	if t.streamFirsts.again(macOf(msg1)) {
+		t.drops.add(dropReplay)
+		return nil, peer, 0, errReplayed
+	}
 	cfg := handshake.Config{Identity: t.cfg.Identity, Keys: t.keys, Medium: handshake.Stream}
 	m, msg2, err := handshake.Respond(cfg, msg1, t.cfg.hello(from.addr, t.port))
 	if err != nil {
-		t.rejectStream(c, from.host(), msg1, err)
+		t.drops.add(dropHandshake)
 		return nil, peer, 0, err
 	}
 	if err := writeMessage(c, msg2); err != nil {
@@ -213,7 +223,7 @@ func (t *Transport) acceptStream(c net.Conn, from hop) (*stream, id.PeerID, wire
 func (t *Transport) rejectStream(c net.Conn, from netip.Addr, msg1 []byte, reason error) {
 	h, _ := wire.ParseHeader(msg1) // too short a message is never told why
 	b := handshake.Reject(h, reason)
-	if b == nil {
+	if b == nil || len(b) >= len(msg1) {
 		t.drops.add(dropHandshake)
 		return
 	}

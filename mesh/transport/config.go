@@ -34,6 +34,7 @@ type Conn interface {
 	ReadBatch(trains []udp.Train) (int, error)
 	Write(buf []byte, size int, to netip.AddrPort) error
 	RouteMTU(to netip.AddrPort) int
+	Shed(udp.Shed) error
 	Close() error
 }
 

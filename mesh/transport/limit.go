@@ -30,6 +30,9 @@ func newLimiter(total, each rate.Limit, burst int) *limiter {
 
 // allow reports whether a is within its bounds, and counts it.
 func (l *limiter) allow(a netip.Addr, now time.Time) bool {
+	if l.total.TokensAt(now) < 1 { // whoever asks: a flood must not cost more than this
+		return false
+	}
 	a = site(a)
 	one, ok := l.by[a]
 	if !ok {

@@ -30,6 +30,8 @@ type Link struct {
 	proved atomic.Int64                   // when the path last proved to work both ways; 0: not yet
 	rtt    atomic.Int64                   // nanoseconds; 0: not measured
 	seen   atomic.Pointer[netip.AddrPort] // where the peer sees us; nil: it has not told
+	moved  atomic.Int64                   // when the path became what it is; nanoseconds since epoch
+	pings  pings                          // by the path
 
 	txDatagrams, txBytes atomic.Uint64 // bytes of UDP payload
 	rxDatagrams, rxBytes atomic.Uint64
@@ -142,6 +144,23 @@ func (l *Link) transmitTo(kind wire.Kind, body []byte, to hop) error {
 		return err
 	}
 	return l.sendTo(d, len(d), to)
+}
+
+// setPath has datagrams take a way from now on. How much another one takes is to
+// be found out anew.
+func (l *Link) setPath(by hop, now int64) {
+	if old := l.path.Load(); old == nil || *old != by {
+		l.mtu.reset(now)
+		l.anew(now)
+		l.t.kick()
+	}
+	l.path.Store(&by)
+}
+
+// anew notes that the path is another one than before.
+func (l *Link) anew(now int64) {
+	l.moved.Store(now)
+	l.pings.forget()
 }
 
 // silent reports whether the peer has left two pings and a bit unanswered.

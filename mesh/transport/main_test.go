@@ -24,8 +24,8 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var (
-	rightKeys = handshake.Keys{PSK: [32]byte{1}, MAC: [32]byte{2}}
-	wrongKeys = handshake.Keys{PSK: [32]byte{3}, MAC: [32]byte{4}}
+	rightKeys = handshake.Keys{PSK: [32]byte{1}, MAC: [32]byte{2}, Mark: 1}
+	wrongKeys = handshake.Keys{PSK: [32]byte{3}, MAC: [32]byte{4}, Mark: 2}
 )
 
 // packet is what Config.Packet got.

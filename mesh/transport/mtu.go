@@ -251,15 +251,6 @@ func headerOf(to netip.Addr) int {
 // tooLong tells that the kernel refused datagrams for their length.
 func tooLong(err error) bool { return errors.Is(err, syscall.EMSGSIZE) }
 
-// setPath takes another path. How much it takes is to be found out anew.
-func (l *Link) setPath(to hop) {
-	if old := l.path.Load(); old == nil || *old != to {
-		l.mtu.reset(l.t.since(time.Now()))
-		l.t.kick()
-	}
-	l.path.Store(&to)
-}
-
 // probeMTU finds out how much the path of a peer takes, and watches it; the caller
 // has mu.
 func (t *Transport) probeMTU(p *peer, now time.Time) {

@@ -411,11 +411,11 @@ func TestNewPath(t *testing.T) {
 	l := a.Link(b.self)
 	await(t, "the path to be searched", func() bool { return l.mtu.limit.Load() > 9000 && ended(a, b) })
 	a.stop()
-	l.setPath(direct(b.addr))
+	l.setPath(direct(b.addr), 1)
 	if l.mtu.limit.Load() <= baseSize {
 		t.Error("forgotten, though the path is the same")
 	}
-	l.setPath(direct(netip.MustParseAddrPort("127.0.24.3:1")))
+	l.setPath(direct(netip.MustParseAddrPort("127.0.24.3:1")), 2)
 	if l.mtu.limit.Load() != baseSize {
 		t.Error("not forgotten")
 	}
@@ -423,7 +423,7 @@ func TestNewPath(t *testing.T) {
 	r.now = time.Now()
 	probe := func(size int, from hop) {
 		r.from = from
-		body := a.pingBody(r.now)
+		body := a.knockBody(r.now)
 		r.ponged(l, wire.AppendAddr(append(body, byte(size>>8), byte(size)), a.addr))
 	}
 	if probe(1400, direct(b.addr)); l.mtu.limit.Load() != baseSize {

@@ -49,6 +49,7 @@ type watch struct {
 	closely bool
 	since   time.Time // of closely
 	asked   time.Time // when busy was looked at last
+	via     id.PeerID // whom relayed datagrams went to last
 	probe   probe
 }
 
@@ -93,11 +94,11 @@ func (t *Transport) reachedBy(p *peer, by hop, now time.Time) {
 	}
 	if !by.direct() {
 		by.peer = p.id // who passed it on may have named another
-		p.setPath(by)
+		p.setPath(by, t.since(now))
 		p.proved.Store(t.since(now))
 		return
 	}
-	p.setPath(by)
+	p.setPath(by, t.since(now))
 	t.proof(&p.Link, t.since(now))
 }
 
@@ -140,9 +141,12 @@ func (t *Transport) observe(p *peer, now time.Time) {
 		if by, ok := t.wayRound(p); ok && by != *path {
 			path = &by
 			p.proved.Store(0)
-			p.setPath(by)
+			p.setPath(by, t.since(now))
 			p.nextPing = now
 		}
+	}
+	if !path.direct() {
+		t.notice(p, now)
 	}
 	t.knock(p, now)
 	if !now.Before(p.nextPing) {
@@ -161,6 +165,15 @@ func (t *Transport) wayRound(p *peer) (hop, bool) {
 		return hop{pipe: p.pipes[0]}, true
 	}
 	return hop{}, false
+}
+
+// notice takes note of whom a peer is reached by: with another relay the path is
+// another one.
+func (t *Transport) notice(p *peer, now time.Time) {
+	if next := t.next(p.id); next != nil && next.id != p.watch.via {
+		p.watch.via = next.id
+		p.anew(t.since(now))
+	}
 }
 
 // attend decides how closely to watch.
@@ -203,12 +216,21 @@ func (t *Transport) ping(p *peer, now time.Time) {
 		every = t.watchInterval()
 	}
 	p.nextPing = now.Add(every)
-	_ = p.transmit(wire.KindPing, t.pingBody(now)) // counted; the next one comes soon
+	stamp := t.since(now) | countedPing
+	p.pings.send(stamp)
+	if p.transmit(wire.KindPing, pingBody(stamp)) != nil { // counted; the next one comes soon
+		p.pings.unsend(stamp)
+	}
 }
 
-func (t *Transport) pingBody(now time.Time) []byte {
-	return binary.BigEndian.AppendUint64(nil, uint64(t.since(now)))
-}
+// countedPing is the bit of a ping's time that tells one by the path in use from
+// one that knocks: both may leave at once.
+const countedPing = 1
+
+func pingBody(stamp int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(stamp)) }
+
+// knockBody is for pings by another way than the path.
+func (t *Transport) knockBody(now time.Time) []byte { return pingBody(t.since(now) &^ countedPing) }
 
 // knock pings, now and then, the addresses of a peer that is not reached directly,
 // or those that would be better than the path.
@@ -226,7 +248,7 @@ func (t *Transport) knock(p *peer, now time.Time) {
 		if p.up.Load() && to.rank() <= path.rank() || to == path { // that one is pinged anyway
 			continue
 		}
-		_ = p.transmitTo(wire.KindPing, t.pingBody(now), to)
+		_ = p.transmitTo(wire.KindPing, t.knockBody(now), to)
 	}
 }
 
@@ -247,14 +269,14 @@ func (r *receiver) strayed(l *Link, path *hop) {
 	from := r.from
 	switch {
 	case path == nil || path.rank() == from.rank(): // it moved
-		l.setPath(from)
+		l.setPath(from, r.t.since(r.now))
 	case path.rank() > from.rank(): // they have a reason
 		l.use()
 		r.t.doubt(l, r.now)
 	default: // it knocks
 		if r.t.since(r.now)-r.knocked >= int64(strayProbe) {
 			r.knocked = r.t.since(r.now)
-			_ = l.transmitTo(wire.KindPing, r.t.pingBody(r.now), from)
+			_ = l.transmitTo(wire.KindPing, r.t.knockBody(r.now), from)
 		}
 	}
 }
@@ -284,11 +306,13 @@ func (r *receiver) ponged(l *Link, body []byte) {
 	if len(body) != pingLen+wire.AddrLen {
 		return
 	}
-	took := now - int64(binary.BigEndian.Uint64(body))
+	stamp := int64(binary.BigEndian.Uint64(body))
+	took := now - stamp
 	path := l.path.Load()
 	if took < 0 || took > int64(pongAge) || path == nil {
 		return
 	}
+	l.pings.answer(stamp)
 	switch {
 	case r.from.rank() > path.rank(), r.from.direct() && !l.up.Load():
 		t.improve(l, r.from, now)
@@ -332,7 +356,7 @@ func (t *Transport) Seen() []netip.AddrPort {
 func (t *Transport) improve(l *Link, by hop, now int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	l.setPath(by)
+	l.setPath(by, now)
 	t.proof(l, now)
 	if p := t.peers[l.id]; p != nil && &p.Link == l && !t.cfg.NoDiscovery {
 		p.addCandidates(by.addr)

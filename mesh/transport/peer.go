@@ -172,6 +172,9 @@ func (t *Transport) install(e *entry, from hop, now time.Time) {
 	e.confirmed.Store(true)
 	p.heard.Store(t.since(now))
 	t.reachedBy(p, from, now)
+	if first {
+		p.anew(t.since(now)) // the path may be that of long ago
+	}
 	p.current.Store(e)
 	for i := len(p.sessions) - 1; i > 0; i-- {
 		old := p.sessions[i]

@@ -19,6 +19,9 @@ import (
 const (
 	batch     = 32
 	trainRoom = 64 << 10
+	// trainGap has the buffers begin in different sets of the processor's caches:
+	// most hold one short datagram.
+	trainGap = 9 * 64
 )
 
 // receiver is what all that receive share: the receive goroutine, and one for each
@@ -31,11 +34,14 @@ type receiver struct {
 	came    came       // of the train
 	onward  *relayTrain
 	joiner  fragment.Joiner
+	gate    floodgate
 	knocked int64 // when we last answered a peer that knocks; nanoseconds since epoch
 	scratch [wire.HeaderLen + wire.ItemHeaderLen + maxPing + wire.AddrLen + wire.TagLen]byte
 	answer  []byte
 
-	handshakes *limiter // first messages with a right MAC
+	firsts     firsts   // first messages with a right MAC
+	handshakes *limiter // the same, from anywhere
+	introduced *limiter // those that came through peers, or by a stream of one
 	rejects    *limiter // rejections that we send
 	hints      *limiter // rejections that we get
 	calls      *limiter // streams that peers want opened
@@ -56,7 +62,8 @@ func newReceiver(t *Transport) *receiver {
 	r := &receiver{
 		t:          t,
 		onward:     newRelayTrain(),
-		handshakes: newLimiter(2000, 100, 200),
+		handshakes: newLimiter(handshakeRate, 50, 100),
+		introduced: newLimiter(handshakeRate, 50, 100),
 		rejects:    newLimiter(50, 2, 10),
 		hints:      newLimiter(50, 2, 10),
 		calls:      newLimiter(500, 20, maxCallbacks),
@@ -67,8 +74,10 @@ func newReceiver(t *Transport) *receiver {
 // receive is the data path from the socket to the handlers, run to completion.
 func (t *Transport) receive(ctx context.Context) error {
 	trains := make([]udp.Train, batch)
+	room := make([]byte, batch*(trainRoom+trainGap))
 	for i := range trains {
-		trains[i].Buf = make([]byte, trainRoom)
+		begin := i * (trainRoom + trainGap)
+		trains[i].Buf = room[begin : begin+trainRoom : begin+trainRoom]
 	}
 	for {
 		n, err := t.conn.ReadBatch(trains)
@@ -273,11 +282,13 @@ func (r *receiver) pong(l *Link, body []byte) {
 func (r *receiver) handshake(h wire.Header, d []byte, from hop) {
 	t := r.t
 	if _, err := handshake.Verify(t.keys, d); err != nil {
+		if h.Type == wire.TypeHandshake1 {
+			r.shed()
+		}
 		r.reject(h, len(d), err, from)
 		return
 	}
-	if h.Type == wire.TypeHandshake1 && !r.handshakes.allow(from.host(), r.now) {
-		t.drops.add(dropRate)
+	if h.Type == wire.TypeHandshake1 && !r.first(macOf(d), from) {
 		return
 	}
 	select {
@@ -285,6 +296,26 @@ func (r *receiver) handshake(h wire.Header, d []byte, from hop) {
 	default:
 		t.drops.add(dropBusy)
 	}
+}
+
+// first reports whether a first message with a right MAC is to be answered.
+func (r *receiver) first(mac [handshake.MACLen]byte, from hop) bool {
+	t, now, limit := r.t, r.t.since(r.now), r.handshakes
+	if !from.udp() {
+		limit = r.introduced // what strangers send must not keep these out
+	}
+	switch {
+	case r.firsts.stale(mac, now):
+		t.drops.add(dropReplay)
+		r.shed()
+		return false
+	case !limit.allow(from.host(), r.now):
+		t.drops.add(dropRate)
+		r.shed()
+		return false
+	}
+	r.firsts.add(mac, now)
+	return true
 }
 
 // reject tells a stranger why it is not let in, as long as that is cheap.

@@ -401,7 +401,7 @@ func TestProofIsOfThePath(t *testing.T) {
 		r := newReceiver(a.Transport)
 		for range 100_000 {
 			r.from = direct(b.addr)
-			r.ponged(l, wire.AppendAddr(a.pingBody(time.Now()), a.addr))
+			r.ponged(l, wire.AppendAddr(a.knockBody(time.Now()), a.addr))
 		}
 	}()
 	for {

@@ -24,7 +24,10 @@ const (
 	relayIdle = time.Minute
 	// maxRelayed bounds the streams that are passed on at once.
 	maxRelayed = 256
-	relayChunk = 16 << 10
+	// maxRelayedOfOne bounds those that one neighbour brings, so that it leaves room
+	// for the others.
+	maxRelayedOfOne = 64
+	relayChunk      = 16 << 10
 )
 
 var errRelayed = errors.New("a stream inside a relayed one may not be relayed")
@@ -100,12 +103,11 @@ func (t *Transport) passStream(s *stream, from id.PeerID, h wire.RelayHeader) er
 		t.drops.add(dropNoRoute)
 		return ErrNoRoute
 	}
-	if t.passing.Add(1) > maxRelayed {
-		t.passing.Add(-1)
+	if !t.passing.take(from) {
 		t.drops.add(dropBusy)
 		return ErrBusy
 	}
-	defer t.passing.Add(-1)
+	defer t.passing.give(from)
 	h.Hops = min(h.Hops, maxHops) - 1
 	onward, err := t.dialOnward(t.inbound.ctx, next, h)
 	if err != nil {
@@ -113,6 +115,44 @@ func (t *Transport) passStream(s *stream, from id.PeerID, h wire.RelayHeader) er
 	}
 	join(s, onward, relayIdle)
 	return nil
+}
+
+// passing counts the streams that are passed on. Its methods are safe for
+// concurrent use.
+type passing struct {
+	mu  sync.Mutex
+	all int
+	of  map[id.PeerID]int // by the neighbour that brought them; none is 0
+}
+
+// take reports whether there is room for one more.
+func (p *passing) take(from id.PeerID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.all >= maxRelayed || p.of[from] >= maxRelayedOfOne {
+		return false
+	}
+	if p.of == nil {
+		p.of = map[id.PeerID]int{}
+	}
+	p.all++
+	p.of[from]++
+	return true
+}
+
+func (p *passing) give(from id.PeerID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all--
+	if p.of[from]--; p.of[from] == 0 {
+		delete(p.of, from)
+	}
+}
+
+func (p *passing) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.all
 }
 
 // join copies both ways between two streams until one of them ends, or nothing

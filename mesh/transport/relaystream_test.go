@@ -55,7 +55,7 @@ func TestRelayedStreams(t *testing.T) {
 	}
 	_ = in.c.Close()
 	for _, r := range l.nodes[1:3] {
-		await(t, "relay to be done", func() bool { return r.passing.Load() == 0 })
+		await(t, "relay to be done", func() bool { return r.passing.count() == 0 })
 	}
 }
 
@@ -87,7 +87,9 @@ func TestRelayedStreamsAreRefused(t *testing.T) {
 	l := startLine(t, 3)
 	a, b := l.meet(t)
 	r := l.nodes[1]
-	r.passing.Store(maxRelayed)
+	for r.passing.take(testIdentity(t).ID) { // as many as there is room for
+	}
+	full := r.passing.count()
 	if c, err := a.Dial(within(t, 10*time.Second), b.self, wire.StreamSync); err == nil {
 		t.Error("dialled through a busy relay")
 		_ = c.Close()
@@ -95,7 +97,12 @@ func TestRelayedStreamsAreRefused(t *testing.T) {
 	if n := r.dropped(dropBusy); n != 1 {
 		t.Errorf("%d dropped", n)
 	}
-	r.passing.Store(0)
+	if full != maxRelayed {
+		t.Errorf("%d are passed on at most", full)
+	}
+	r.passing.mu.Lock()
+	r.passing.all, r.passing.of = 0, nil
+	r.passing.mu.Unlock()
 	l.ways[1].unset(b)
 	next := a.Link(r.self)
 	c, err := a.dialOnward(within(t, 10*time.Second), next, wire.RelayHeader{Hops: 0, To: testIdentity(t).ID, From: a.self})
@@ -175,5 +182,38 @@ func TestStreamsAreNotPassedBack(t *testing.T) {
 	b.stop()
 	if took := time.Since(began); took > dialTimeout/2 {
 		t.Errorf("Run ended after %s", took)
+	}
+}
+
+// One neighbour cannot take all the streams that a relay passes on.
+func TestRelayedStreamsOfOne(t *testing.T) {
+	t.Parallel()
+	l := startLine(t, 3)
+	a, b := l.meet(t)
+	r := l.nodes[1]
+	for range maxRelayedOfOne {
+		if !r.passing.take(a.self) {
+			t.Fatal("refused too early")
+		}
+	}
+	if c, err := a.Dial(within(t, 10*time.Second), b.self, wire.StreamSync); err == nil {
+		t.Error("one neighbour has more streams passed on than it may")
+		_ = c.Close()
+	}
+	if n := r.dropped(dropBusy); n != 1 {
+		t.Errorf("%d dropped", n)
+	}
+	other := testIdentity(t).ID
+	if !r.passing.take(other) {
+		t.Error("another is refused for it")
+	}
+	r.passing.give(other)
+	for range maxRelayedOfOne {
+		r.passing.give(a.self)
+	}
+	r.passing.mu.Lock()
+	defer r.passing.mu.Unlock()
+	if r.passing.all != 0 || len(r.passing.of) != 0 {
+		t.Errorf("left behind: %d, %d", r.passing.all, len(r.passing.of))
 	}
 }

@@ -28,8 +28,11 @@ type PeerStatus struct {
 	Cipher      string           `json:"cipher,omitempty"`
 	Established time.Time        `json:"established,omitzero"` // the session in use
 	LastHeard   time.Time        `json:"last_heard,omitzero"`
+	PathSince   time.Time        `json:"path_since,omitzero"` // since when the path is this one, or the relay
 	RTT         time.Duration    `json:"rtt_ns,omitempty"`
 	MTU         int              `json:"mtu,omitempty"` // of the path, if it is direct and by UDP
+	Pings       int              `json:"pings"`         // of late, by the path in use, whose answer is due
+	LostPings   int              `json:"lost_pings"`    // those of them that have none
 	TxBytes     uint64           `json:"tx_bytes"`      // UDP payload
 	RxBytes     uint64           `json:"rx_bytes"`
 	TxDatagrams uint64           `json:"tx_datagrams"`
@@ -74,6 +77,8 @@ func (p *peer) status(now time.Time) PeerStatus {
 			s.MTU = int(p.mtu.limit.Load()) + headerOf(path.addr.Addr())
 		}
 		s.LastHeard = p.t.epoch.Add(time.Duration(p.heard.Load()))
+		s.PathSince = p.t.epoch.Add(time.Duration(p.moved.Load()))
+		s.LostPings, s.Pings = p.pings.lost(p.t.since(now), s.RTT)
 	}
 	if e := p.current.Load(); e != nil {
 		s.Established = e.session.Established()

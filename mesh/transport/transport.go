@@ -45,11 +45,13 @@ type Transport struct {
 	wake      chan struct{}                       // buffered: tick now
 	inbound   *inbound
 	callbacks *callbacks
-	calling   atomic.Int32 // streams that we open for others
-	trains    sync.Pool    // of *relayTrain
-	rooms     sync.Pool    // of *[]byte, for fragments
-	relayed   relayedCounters
-	passing   atomic.Int32 // streams that are passed on
+	// streamFirsts are the first messages of streams.
+	streamFirsts streamFirsts
+	calling      atomic.Int32 // streams that we open for others
+	trains       sync.Pool    // of *relayTrain
+	rooms        sync.Pool    // of *[]byte, for fragments
+	relayed      relayedCounters
+	passing      passing
 
 	table table // see there
 
@@ -215,6 +217,7 @@ func (t *Transport) control(ctx context.Context) {
 		case <-ticker.C:
 			t.tick(time.Now())
 		}
+		t.receiver.unshed(time.Now())
 		t.announce()
 		t.pace(ticker)
 	}

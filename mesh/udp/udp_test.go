@@ -375,3 +375,59 @@ func BenchmarkLoopback(b *testing.B) {
 		})
 	}
 }
+
+// The kernel drops what it is told to and nothing else, until it is told otherwise.
+func TestShed(t *testing.T) {
+	a, err := Listen(netip.MustParseAddrPort("127.0.0.1:0"), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer a.Close()
+	s, err := net.Dial("udp", a.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	// send sends datagrams and then one that always comes in; it counts the others.
+	send := func(n int, d ...byte) (got int) {
+		t.Helper()
+		for range n {
+			if _, err := s.Write(d); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.Write([]byte("end")); err != nil {
+			t.Fatal(err)
+		}
+		trains := make([]Train, 1)
+		for {
+			trains[0].Buf = make([]byte, 64<<10)
+			if _, err := a.ReadBatch(trains); err != nil {
+				t.Fatal(err)
+			}
+			if string(trains[0].Buf) == "end" {
+				return got
+			}
+			got += (len(trains[0].Buf) + trains[0].Size - 1) / trains[0].Size
+		}
+	}
+	right, wrong, other := []byte{7, 0, 1, 2, 3, 4}, []byte{7, 0, 1, 2, 3, 5}, []byte{8, 0, 1, 2, 3, 5}
+	check := func(s Shed, rights, wrongs int) {
+		t.Helper()
+		if err := a.Shed(s); err != nil {
+			t.Fatal(err)
+		}
+		if r, w, o := send(100, right...), send(100, wrong...), send(100, other...); r != rights || w != wrongs || o != 100 {
+			t.Errorf("%+v: %d, %d and %d came in, want %d, %d and 100", s, r, w, o, rights, wrongs)
+		}
+	}
+	check(Shed{First: 7, At: 2, Mark: 0x01020304, OneIn: 1}, 100, 0)
+	check(Shed{First: 7, At: 2, Mark: 0x01020305, OneIn: 1}, 0, 100)
+	if err := a.Shed(Shed{First: 7, At: 2, Mark: 0x01020304, OneIn: 8}); err != nil {
+		t.Fatal(err)
+	}
+	if n := send(4000, right...); n < 300 || n > 800 { // 500; ten deviations of 21 below
+		t.Errorf("%d of 4000 came in, want an eighth", n)
+	}
+	check(Shed{}, 100, 100)
+}

@@ -61,6 +61,7 @@ const Version = 2
 // Sizes in bytes.
 const (
 	HeaderLen      = 16
+	IndexAt        = 4 // in a header
 	TagLen         = 16
 	ItemHeaderLen  = 3
 	FrameHeaderLen = 12

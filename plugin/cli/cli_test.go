@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -200,28 +201,40 @@ func TestWriteErrorIsKept(t *testing.T) {
 }
 
 func TestUnits(t *testing.T) {
+	p := newPrinter(io.Discard, now())
+	age := func(d time.Duration) string { return p.age(now().Add(-d)) }
 	for got, want := range map[string]string{
-		duration(-time.Minute):                  "now",
-		duration(999 * time.Millisecond):        "now",
-		duration(time.Second):                   "1 second",
-		duration(59 * time.Second):              "59 seconds",
-		duration(90 * time.Second):              "1 minute",
-		duration(23*time.Hour + 59*time.Minute): "23 hours",
-		duration(49 * time.Hour):                "2 days",
-		roundTrip(0):                            "-",
-		roundTrip(250 * time.Microsecond):       "250 us",
-		roundTrip(1234 * time.Microsecond):      "1.2 ms",
-		roundTrip(34 * time.Millisecond):        "34 ms",
-		roundTrip(1500 * time.Millisecond):      "1.5 s",
-		size(0):                                 "0 B",
-		size(999):                               "999 B",
-		size(1000):                              "1.0 kB",
-		size(999_960):                           "1.0 MB",
-		size(18446744073709551615):              "18.4 EB",
-		share(0, 0):                             "0",
-		share(1<<63, 1<<64-1):                   "9.2e18 of 1.8e19 (50%)",
-		share(1<<64-1, 1<<64-1):                 "2^64 or more",
-		share(1, 4):                             "1 of 4 (25%)",
+		p.age(time.Time{}):                         "-",
+		age(-time.Second):                          "0s",
+		age(59 * time.Second):                      "59s",
+		age(3*time.Minute + 12*time.Second):        "3m12s",
+		age(2*time.Hour + 59*time.Second):          "2h0m",
+		age(23*time.Hour + 59*time.Minute):         "23h59m",
+		age(76 * time.Hour):                        "3d4h",
+		loss(control.Peer{Loss: 1}):                "-",
+		loss(control.Peer{Pings: 1}):               "0%",
+		loss(control.Peer{Pings: 3, Loss: 1. / 3}): "33%",
+		duration(-time.Minute):                     "now",
+		duration(999 * time.Millisecond):           "now",
+		duration(time.Second):                      "1 second",
+		duration(59 * time.Second):                 "59 seconds",
+		duration(90 * time.Second):                 "1 minute",
+		duration(23*time.Hour + 59*time.Minute):    "23 hours",
+		duration(49 * time.Hour):                   "2 days",
+		roundTrip(0):                               "-",
+		roundTrip(250 * time.Microsecond):          "250 us",
+		roundTrip(1234 * time.Microsecond):         "1.2 ms",
+		roundTrip(34 * time.Millisecond):           "34 ms",
+		roundTrip(1500 * time.Millisecond):         "1.5 s",
+		size(0):                                    "0 B",
+		size(999):                                  "999 B",
+		size(1000):                                 "1.0 kB",
+		size(999_960):                              "1.0 MB",
+		size(18446744073709551615):                 "18.4 EB",
+		share(0, 0):                                "0",
+		share(1<<63, 1<<64-1):                      "9.2e18 of 1.8e19 (50%)",
+		share(1<<64-1, 1<<64-1):                    "2^64 or more",
+		share(1, 4):                                "1 of 4 (25%)",
 	} {
 		if got != want {
 			t.Errorf("got %q, want %q", got, want)

@@ -138,6 +138,24 @@ func duration(d time.Duration) string {
 	return count(uint64(d/day), "day", "days")
 }
 
+// age tells how long ago t was to its two largest units, as in "3m12s".
+func (p *printer) age(t time.Time) string {
+	if t.IsZero() {
+		return "-"
+	}
+	const day = 24 * time.Hour
+	d := max(p.now.Sub(t), 0)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", d/time.Second)
+	case d < time.Hour:
+		return fmt.Sprintf("%dm%ds", d/time.Minute, d%time.Minute/time.Second)
+	case d < day:
+		return fmt.Sprintf("%dh%dm", d/time.Hour, d%time.Hour/time.Minute)
+	}
+	return fmt.Sprintf("%dd%dh", d/day, d%day/time.Hour)
+}
+
 func count(n uint64, one, many string) string {
 	if n == 1 {
 		return "1 " + one

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -39,9 +40,18 @@ JSON, under "problems" and "refusals".`
   sudo weave status endpoints
   sudo weave status peers --json
   sudo weave status --json | jq -e '.problems == []'`
+	peers := a.viewCommand("peers", "List the other hosts, and how each is reached",
+		view{peersView, func(s control.Status) any { return s.Peers }, true})
+	peers.Long = `List the other hosts, those first that are not well.
+
+LOSS is how many of the last hundred pings by the path in use got no answer,
+whichever way it got lost. PATH FOR is how long the path has been this one, and
+KEYS FOR how long the session's keys have been in use, which are agreed on anew
+now and then. NAT is what that host says that stands before it: none, cone (one
+outside port for all others: hosts behind such NATs meet directly), or symmetric
+(another outside port for each: two such hosts meet through others).`
 	cmd.AddCommand(
-		a.viewCommand("peers", "List the other hosts, and how each is reached",
-			view{peersView, func(s control.Status) any { return s.Peers }, true}),
+		peers,
 		a.viewCommand("routes", "List the way to each other host",
 			view{routesView, func(s control.Status) any { return routes(s) }, true}),
 		a.viewCommand("segments", "List the segments that this host takes part in",
@@ -186,15 +196,13 @@ func past(ago string) string {
 
 func peersSummary(p *printer, s control.Status) {
 	up := 0
-	var rows [][]string
 	for _, peer := range s.Peers {
 		if peer.State == control.Up {
 			up++
 		}
-		rows = append(rows, p.peerRow(peer, shortID(peer.ID)))
 	}
 	strangers := unmet(s.Seeds)
-	rows = append(rows, strangers...)
+	rows := p.peerRows(s, shortID)
 	switch {
 	case len(rows) == 0:
 		p.heading("Peers: none yet")
@@ -209,17 +217,63 @@ func peersSummary(p *printer, s control.Status) {
 }
 
 func peerHeader() []column {
-	return []column{left("NAME"), left("PEER"), left("STATE"), left("FOR"), left("REACHED BY"), right("RTT")}
+	return []column{left("NAME"), left("PEER"), left("STATE"), left("FOR"), left("REACHED BY"), right("RTT"), right("LOSS")}
+}
+
+// peerRows are the lines below peerHeader: what is not well comes first.
+func (p *printer) peerRows(s control.Status, id func(string) string) (rows [][]string) {
+	strangers := unmet(s.Seeds)
+	for _, peer := range worstFirst(s.Peers) {
+		if well(peer) > away {
+			rows, strangers = append(rows, strangers...), nil
+		}
+		rows = append(rows, p.peerRow(peer, id(peer.ID)))
+	}
+	return append(rows, strangers...)
 }
 
 // peerRow is a line below peerHeader. The round trip of a peer that is gone is
 // an old one.
 func (p *printer) peerRow(peer control.Peer, id string) []string {
-	rtt := "-"
+	rtt, lost := "-", "-"
 	if peer.State == control.Up {
-		rtt = roundTrip(peer.RTT)
+		rtt, lost = roundTrip(peer.RTT), loss(peer)
 	}
-	return []string{orDash(peer.Nickname), id, string(peer.State), p.ago(peer.Since), reached(peer), rtt}
+	return []string{orDash(peer.Nickname), id, string(peer.State), p.ago(peer.Since), reached(peer), rtt, lost}
+}
+
+// What a peer's looks tell, the worst first.
+const (
+	away = iota
+	lossy
+	healthy
+)
+
+// noticeable is the loss at which a TCP connection gets slow, not one ping of many.
+const noticeable = 0.03
+
+func well(peer control.Peer) int {
+	switch {
+	case peer.State != control.Up:
+		return away
+	case peer.Loss >= noticeable:
+		return lossy
+	}
+	return healthy
+}
+
+func worstFirst(peers []control.Peer) []control.Peer {
+	peers = slices.Clone(peers)
+	slices.SortStableFunc(peers, func(a, b control.Peer) int { return cmp.Compare(well(a), well(b)) })
+	return peers
+}
+
+// loss is "-" while nobody knows.
+func loss(peer control.Peer) string {
+	if peer.Pings == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f%%", 100*peer.Loss)
 }
 
 // unmet makes rows of the addresses where nobody was met. Why is told among the
@@ -234,7 +288,7 @@ func unmet(seeds []control.Seed) [][]string {
 		if seed.Error == "" {
 			state = "not tried"
 		}
-		rows = append(rows, []string{"-", "-", state, "-", seed.Address, "-"})
+		rows = append(rows, []string{"-", "-", state, "-", seed.Address, "-", "-"})
 	}
 	return rows
 }

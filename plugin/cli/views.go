@@ -8,25 +8,29 @@ import (
 	"weave/plugin/control"
 )
 
-// peersView shows how peers are reached, and below that what went to them: in
-// one table it would be too wide for a terminal.
+// peersView shows how peers are reached, and below that more of the paths and what
+// went to them: in one table it would be too wide for a terminal.
 func peersView(p *printer, s control.Status) {
-	var rows, traffic [][]string
-	for _, peer := range s.Peers {
-		rows = append(rows, p.peerRow(peer, peer.ID))
+	var paths, traffic [][]string
+	for _, peer := range worstFirst(s.Peers) {
+		paths = append(paths, []string{
+			orDash(peer.Nickname), shortID(peer.ID), p.age(peer.PathSince), p.age(peer.KeysSince), pathMTU(peer), orDash(peer.NAT),
+		})
 		traffic = append(traffic, []string{
-			orDash(peer.Nickname), shortID(peer.ID), past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received), pathMTU(peer), framesBy(peer),
+			orDash(peer.Nickname), shortID(peer.ID), past(p.ago(peer.Heard)), size(peer.Sent), size(peer.Received), framesBy(peer),
 		})
 	}
-	rows = append(rows, unmet(s.Seeds)...)
+	rows := p.peerRows(s, func(id string) string { return id })
 	if len(rows) == 0 {
 		p.line("No peers yet. Join others with: weave connect HOST")
 		return
 	}
 	p.table(peerHeader(), rows)
-	if len(traffic) > 0 {
+	if len(s.Peers) > 0 {
+		p.heading("Paths")
+		p.table([]column{left("NAME"), left("PEER"), right("PATH FOR"), right("KEYS FOR"), right("PATH MTU"), left("NAT")}, paths)
 		p.heading("Traffic")
-		p.table([]column{left("NAME"), left("PEER"), left("HEARD"), right("SENT"), right("RECEIVED"), right("PATH MTU"), left("CONTAINERS' FRAMES GO BY")}, traffic)
+		p.table([]column{left("NAME"), left("PEER"), left("HEARD"), right("SENT"), right("RECEIVED"), left("CONTAINERS' FRAMES GO BY")}, traffic)
 	}
 }
 

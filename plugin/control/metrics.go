@@ -33,6 +33,7 @@ var (
 	descDropped   = describe("dropped_datagrams_total", "Datagrams between hosts, and streams, that were dropped, by reason.", "reason")
 	descUp        = describe("peer_up", "Whether another host answers.", "peer", "nickname")
 	descRTT       = describe("peer_rtt_seconds", "Round trip to another host.", "peer", "nickname")
+	descLoss      = describe("peer_loss_ratio", "Share of the latest pings to another host without an answer, on the path in use.", "peer", "nickname")
 	descVXLAN     = describe("peer_vxlan", "Whether containers' frames to another host go by the kernel's VXLAN.", "peer", "nickname")
 	descSent      = describe("peer_sent_bytes_total", "UDP payload sent to another host.", "peer", "nickname")
 	descReceived  = describe("peer_received_bytes_total", "UDP payload received from another host.", "peer", "nickname")
@@ -77,6 +78,9 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 		name := strings.ToValidUTF8(p.Nickname, "?") // others choose theirs
 		gauge(descUp, up, p.ID, name)
 		gauge(descRTT, p.RTT.Seconds(), p.ID, name)
+		if p.Pings > 0 {
+			gauge(descLoss, p.Loss, p.ID, name)
+		}
 		gauge(descVXLAN, vxlan, p.ID, name)
 		out <- prometheus.MustNewConstMetric(descSent, prometheus.CounterValue, float64(p.Sent), p.ID, name)
 		out <- prometheus.MustNewConstMetric(descReceived, prometheus.CounterValue, float64(p.Received), p.ID, name)

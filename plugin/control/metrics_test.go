@@ -22,7 +22,7 @@ func TestMetrics(t *testing.T) {
 		Problems: []Problem{{Severity: Error}, {Severity: Error}},
 		Dropped:  map[string]uint64{"replayed": 5, "forged": 0},
 		Peers: []Peer{
-			{ID: "p", Nickname: "h2", State: Up, RTT: 2 * time.Millisecond, Sent: 7, Frames: VXLAN},
+			{ID: "p", Nickname: "h2", State: Up, RTT: 2 * time.Millisecond, Loss: 0.25, Pings: 80, Sent: 7, Frames: VXLAN},
 			{ID: "q", Nickname: "odd\"\nname\xff", State: Down},
 		},
 		Endpoints: []Endpoint{{Local: true}, {}, {}},
@@ -40,6 +40,7 @@ func TestMetrics(t *testing.T) {
 		`weave_dropped_datagrams_total{reason="forged"} 0`,
 		`weave_peer_up{nickname="h2",peer="p"} 1`,
 		`weave_peer_rtt_seconds{nickname="h2",peer="p"} 0.002`,
+		`weave_peer_loss_ratio{nickname="h2",peer="p"} 0.25`,
 		`weave_peer_vxlan{nickname="h2",peer="p"} 1`,
 		`weave_peer_sent_bytes_total{nickname="h2",peer="p"} 7`,
 		`weave_endpoints{place="remote"} 2`,
@@ -49,6 +50,9 @@ func TestMetrics(t *testing.T) {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("no line %s in\n%s", want, text)
 		}
+	}
+	if strings.Contains(text, `weave_peer_loss_ratio{nickname="odd`) {
+		t.Error("a loss that nobody knows")
 	}
 	if code, _ := scrape(&fakeDaemon{err: errors.New("broken")}); code == http.StatusOK {
 		t.Error("a status that cannot be had is no metric")

@@ -104,8 +104,13 @@ type Peer struct {
 	Addresses []netip.AddrPort `json:"addresses"`      // all candidates
 	RTT       time.Duration    `json:"rttNanoseconds"`
 	PathMTU   int              `json:"pathMTU,omitempty"` // in bytes, if the path is by UDP
+	Loss      float64          `json:"loss"`              // share of the pings of late that have no answer, on this path
+	Pings     int              `json:"pings"`             // of late, whose answer is due; 0: Loss is not known
 	Since     time.Time        `json:"since,omitzero"`    // of the state
-	Heard     time.Time        `json:"heard,omitzero"`    // its last authentic datagram
+	PathSince time.Time        `json:"pathSince,omitzero"`
+	KeysSince time.Time        `json:"keysSince,omitzero"` // when the session's keys were agreed on
+	NAT       string           `json:"nat,omitempty"`      // what it says that stands before it, as in Status
+	Heard     time.Time        `json:"heard,omitzero"`     // its last authentic datagram
 	Sent      uint64           `json:"sentBytes"`
 	Received  uint64           `json:"receivedBytes"`
 	Error     string           `json:"error,omitempty"` // the last one

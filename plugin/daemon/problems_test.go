@@ -151,6 +151,26 @@ func TestPeerStatus(t *testing.T) {
 	}
 }
 
+// What is told of a path is of the one in use.
+func TestPathStatus(t *testing.T) {
+	path, keys := time.Unix(1000, 0), time.Unix(2000, 0)
+	x := mesh.Peer{Alive: true, NAT: mesh.NATCone, Path: transport.PeerStatus{
+		State: transport.StateUp, PathSince: path, Established: keys, Pings: 80, LostPings: 20,
+	}}
+	got := peerStatus(x)
+	if got.Loss != 0.25 || got.Pings != 80 || !got.PathSince.Equal(path) || !got.KeysSince.Equal(keys) || got.NAT != "cone" {
+		t.Errorf("%+v", got)
+	}
+	x.Path.Pings, x.Path.LostPings = 0, 0
+	if got := peerStatus(x); got.Loss != 0 || got.Pings != 0 {
+		t.Errorf("no ping is due: %+v", got)
+	}
+	x.Alive = false
+	if got := peerStatus(x); got.Pings != 0 || !got.PathSince.IsZero() || !got.KeysSince.IsZero() {
+		t.Errorf("it is not up: %+v", got)
+	}
+}
+
 func TestFramesStatus(t *testing.T) {
 	up := transport.PeerStatus{State: transport.StateUp}
 	relayed := transport.PeerStatus{State: transport.StateUp, Relayed: true}

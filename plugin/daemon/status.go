@@ -110,12 +110,16 @@ func peerStatus(x mesh.Peer) control.Peer {
 	out := control.Peer{
 		ID: x.ID.String(), Nickname: x.Nickname, State: control.Down,
 		Address: x.Path.Addr, Addresses: x.Path.Candidates, RTT: x.Path.RTT,
-		Since: x.Since, Heard: x.Path.LastHeard,
+		Since: x.Since, Heard: x.Path.LastHeard, NAT: string(x.NAT),
 		Sent: x.Path.TxBytes, Received: x.Path.RxBytes, Error: x.Path.LastError,
 	}
 	switch {
 	case x.Path.State == transport.StateUp && x.Alive:
 		out.State, out.Path, out.Hops, out.Error = control.Up, "direct UDP", 1, ""
+		out.PathSince, out.KeysSince = x.Path.PathSince, x.Path.Established
+		if out.Pings = x.Path.Pings; out.Pings > 0 {
+			out.Loss = float64(x.Path.LostPings) / float64(out.Pings)
+		}
 		out.Frames, out.FramesWhy, out.PathMTU = control.Sealed, x.FastWhy, x.Path.MTU
 		switch {
 		case x.Fast:

@@ -1,0 +1,49 @@
+package mesh
+
+import (
+	"testing"
+	"time"
+)
+
+// TestLabLoss holds that the loss that is told of a link is about what its cable
+// loses, of pings and of pongs, and that a link beside it has none.
+func TestLabLoss(t *testing.T) {
+	t.Parallel()
+	const (
+		each            = 0.1                       // of frames on the cable, either way
+		want            = 1 - (1-each)*(1-each)     // of pings
+		enough          = 80                        // pings of each side: the deviation of their sum is 3 %
+		lowest, highest = want - 0.125, want + 0.16 // four, and five of that
+	)
+	l := newHardLab(t)
+	hosts := l.addHosts(3)
+	must(t, hosts[1].SetLoss(each)) // so that no ping is of before
+	for i, h := range hosts {
+		if i == 0 {
+			l.start(h)
+		} else {
+			l.start(h, hosts[0].IP4())
+		}
+	}
+	for _, c := range l.boxes[1:] { // pings are frequent where frames go
+		defer l.boxes[0].talk(c).end(t)
+	}
+	a, b, c := l.hosts[0], l.hosts[1], l.hosts[2]
+	for deadline := time.Now().Add(4 * time.Minute); ; time.Sleep(time.Second) {
+		p, q := a.peer(b), b.peer(a)
+		if min(p.Pings, q.Pings) >= enough {
+			loss := float64(p.LostPings+q.LostPings) / float64(p.Pings+q.Pings)
+			t.Logf("%d of %d and %d of %d pings are lost: %.2f, want %.2f", p.LostPings, p.Pings, q.LostPings, q.Pings, loss, want)
+			if loss < lowest || loss > highest {
+				t.Errorf("loss %.2f, want %.2f", loss, want)
+			}
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("one path has not lasted for %d pings: %+v, %+v", enough, p, q)
+		}
+	}
+	if p := a.peer(c); p.Pings < enough/2 || p.LostPings > 0 {
+		t.Errorf("beside it %d of %d are lost", p.LostPings, p.Pings)
+	}
+}
