@@ -129,6 +129,7 @@ func (n *Node) meet(ctx context.Context, hostport string) (id.PeerID, error) {
 		return met, nil
 	}
 	p, err := n.reach(ctx, addrs)
+	n.unlist(n.seeds.strays(addrs)) // if it was forgotten meanwhile
 	if !met.IsZero() {
 		return met, nil
 	}

@@ -64,7 +64,8 @@ func TestLabNoDiscovery(t *testing.T) {
 	await(t, "relays", func() bool { return b.hops(d) == 2 && d.hops(b) == 2 && d.hops(c) == 1 && c.hops(d) == 1 })
 	must(t, l.net.HealLink(hosts[1], hosts[3]))
 	await(t, "the newcomer to be let in", func() bool { return b.hops(d) == 1 && d.hops(b) == 1 })
-	l.everybody("with one that has discovery")
+	l.boxes[3].udpEcho()
+	await(t, "frames", func() bool { return l.boxes[1].ask(l.boxes[3], "b to d", time.Second) == nil })
 	for _, h := range []*fastHost{b, c} {
 		if got := h.candidates(d); len(got) != 0 {
 			t.Errorf("%s looks for one that came at %v", h.Name(), got)
@@ -161,6 +162,12 @@ func TestNoDiscoveryOverRestart(t *testing.T) {
 	must(t, b.Forget(a.addr))
 	if got := looksFor(b, a.self); len(got) != 0 {
 		t.Errorf("b looks for whom it was to forget at %v", got)
+	}
+	if p, err := b.meet(within(t), a.addr); err != nil || p != a.self { // as if it was forgotten meanwhile
+		t.Errorf("meet: %v, %v", p, err)
+	}
+	if got := looksFor(b, a.self); len(got) != 0 {
+		t.Errorf("b looks for whom it forgot while it met it at %v", got)
 	}
 }
 

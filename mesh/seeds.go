@@ -193,16 +193,28 @@ func (s *seeds) replace(addr string, to []netip.AddrPort) (gone []netip.AddrPort
 	if delete(s.behind, addr); len(to) > 0 {
 		s.behind[addr] = to
 	}
-	for _, a := range old {
-		stays := false
+	return s.unnamed(old)
+}
+
+// strays lists those of some addresses that no seed stands for.
+func (s *seeds) strays(of []netip.AddrPort) []netip.AddrPort {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.unnamed(of)
+}
+
+// unnamed is strays. The caller holds mu.
+func (s *seeds) unnamed(of []netip.AddrPort) (out []netip.AddrPort) {
+	for _, a := range of {
+		named := false
 		for _, others := range s.behind {
-			stays = stays || slices.Contains(others, a)
+			named = named || slices.Contains(others, a)
 		}
-		if !stays {
-			gone = append(gone, a)
+		if !named {
+			out = append(out, a)
 		}
 	}
-	return gone
+	return out
 }
 
 func (s *seeds) snapshot() []Seed {
