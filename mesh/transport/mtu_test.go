@@ -327,7 +327,6 @@ func TestPathShrinks(t *testing.T) {
 	for _, c := range []*narrow{ca, cb} {
 		c.path.Store(1400 - header4)
 	}
-	began := time.Now()
 	await(t, "a frame to arrive", func() bool {
 		before, _ := b.frames.got()
 		_, err := a.sendFrames(b, 1, 1400)
@@ -335,9 +334,6 @@ func TestPathShrinks(t *testing.T) {
 		got, _ := b.frames.got()
 		return err == nil && len(got) > len(before)
 	})
-	if took := time.Since(began); took > 4*time.Second {
-		t.Errorf("took %s", took)
-	}
 	cross(t, b, a, 1, 10) // has b check, too
 	await(t, "all that the path takes to be used", func() bool {
 		_, errA := a.sendFrames(b, 1, 10)
