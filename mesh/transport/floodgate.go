@@ -16,9 +16,9 @@ import (
 // new keys, then have to try longer, or get in by TCP. Nothing but first messages
 // is concerned.
 const (
-	// floodBound first messages refused in floodWindow are too many: at some six
-	// microseconds each they cost an eighth of a processor.
-	floodBound  = 2000
+	// floodBound first messages refused in floodWindow are too many: at up to 25
+	// microseconds each, where each has us wake up, they cost an eighth of a processor.
+	floodBound  = 500
 	floodWindow = 100 * time.Millisecond
 	// floodHold is how long it goes on without looking whether there still is a flood.
 	floodHold = 10 * time.Second
