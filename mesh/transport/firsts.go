@@ -58,8 +58,8 @@ func (f *firsts) get(mac [handshake.MACLen]byte) (first, bool) {
 }
 
 // handshakeRate is how many first messages with a right MAC are answered in a
-// second: at a third of a millisecond each, a twelfth of a processor.
-const handshakeRate = 250
+// second: at some 0.8 ms each with all that follows, an eighth of a processor.
+const handshakeRate = 150
 
 // streamFirsts is firsts for streams, of which each has a message of its own.
 type streamFirsts struct {

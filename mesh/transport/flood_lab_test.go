@@ -209,7 +209,7 @@ func cycle(msgs [][]byte) func(int) []byte { return func(i int) []byte { return 
 
 const (
 	floodRate  = 100_000 // first messages in a second
-	floodTime  = 5 * time.Second
+	floodTime  = 3 * time.Second
 	floodShare = 0.2 // of a processor
 )
 
