@@ -11,7 +11,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # them the simulations, which need all processors, and which the detector would
 # make twenty times slower. The benchmark is a module of its own. Nothing is
 # vetted twice: `make check` does that.
-LAB_PACKAGES := ./test/sim ./test/scale ./test/dockerlab ./test/e2e
+LAB_PACKAGES := ./test/arch ./test/sim ./test/scale ./test/dockerlab ./test/e2e
 LAB_TIMEOUT  := 20m
 ALONE        := ^(TestLeaseLatency|TestJoiningStaysFlat|TestCrashAtEachWrite.*|TestFastPath.*|TestPasswordNoVXLAN|TestLab.*|Test.*Allocates?Nothing)$$
 
