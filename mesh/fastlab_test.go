@@ -211,11 +211,13 @@ type hostStatus struct {
 	LAN      []string
 	Trouble  string
 	Dropped  map[string]uint64
-	Segments map[string]struct {
-		VNI      uint32
-		VXLAN    bool
-		Tunneled uint64 // bytes
-	}
+	Segments map[string]segmentReport
+}
+
+type segmentReport struct {
+	VNI      uint32
+	VXLAN    bool
+	Tunneled uint64 // bytes
 }
 
 // peerReport is what it tells of another.

@@ -104,21 +104,8 @@ func serve(n *Node, run func(), words []string) (string, error) {
 	return serveFlat(n, words)
 }
 
-func (n *Node) report() any {
-	type segment struct {
-		VNI      uint32
-		VXLAN    bool
-		Tunneled uint64
-	}
-	out := struct {
-		Peers    []peerReport
-		NAT      NAT
-		Refused  []transport.Refusal
-		LAN      []string
-		Trouble  string
-		Dropped  map[string]uint64
-		Segments map[string]segment
-	}{NAT: n.NAT(), Refused: n.Refusals(), Dropped: n.Dropped(), Segments: map[string]segment{}}
+func (n *Node) report() hostStatus {
+	out := hostStatus{NAT: n.NAT(), Refused: n.Refusals(), Dropped: n.Dropped(), Segments: map[string]segmentReport{}}
 	lan, _ := n.LAN()
 	out.LAN, out.Trouble = lan.Links, lan.Trouble
 	for _, p := range n.Peers() {
@@ -128,7 +115,7 @@ func (n *Node) report() any {
 		})
 	}
 	for _, s := range n.Segments() {
-		out.Segments[s.Key] = segment{s.VNI, s.VXLAN, s.Stats.Out.Bytes}
+		out.Segments[s.Key] = segmentReport{s.VNI, s.VXLAN, s.Stats.Out.Bytes}
 	}
 	return out
 }

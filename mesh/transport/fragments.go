@@ -67,15 +67,10 @@ func (t *Transport) writeFragments(out, buf []byte, size, limit int, to hop) err
 
 // fragment takes one. Only the other end of a path sends fragments by it; others
 // would have to guess a session's index, too.
-func (r *receiver) fragment(any wire.Header, d []byte) {
+func (r *receiver) fragment(outer wire.Header, d []byte) {
 	t := r.t
-	if any.Version != wire.Version {
-		t.drops.add(dropVersion)
-		return
-	}
-	e := t.table.get(any.Index)
+	e := t.session(outer)
 	if e == nil {
-		t.drops.add(dropUnknownSession)
 		return
 	}
 	if path := e.link.path.Load(); !r.from.udp() || path == nil || *path != r.from {

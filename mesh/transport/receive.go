@@ -169,16 +169,24 @@ func (r *receiver) datagram(d []byte, from hop) {
 	}
 }
 
-// sealed opens one datagram and hands out its items.
-func (r *receiver) sealed(h wire.Header, d []byte) {
-	t := r.t
+// session is that of a datagram's header, or nil: then the datagram is dropped.
+func (t *Transport) session(h wire.Header) *entry {
 	if h.Version != wire.Version {
 		t.drops.add(dropVersion)
-		return
+		return nil
 	}
 	e := t.table.get(h.Index)
 	if e == nil {
 		t.drops.add(dropUnknownSession)
+	}
+	return e
+}
+
+// sealed opens one datagram and hands out its items.
+func (r *receiver) sealed(h wire.Header, d []byte) {
+	t := r.t
+	e := t.session(h)
+	if e == nil {
 		return
 	}
 	size := len(d)
