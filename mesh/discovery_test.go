@@ -150,6 +150,7 @@ func TestNoDiscoveryOverRestart(t *testing.T) {
 	}
 
 	b.cfg.Peers = nil
+	b.cfg.tune.seedInterval = time.Hour // the loop's own try would end ours when it finds the address forgotten
 	b = b.restart(t)
 	await(t, "a to be known", func() bool { return len(b.Known()) == 1 && len(b.transport.Peers()) == 1 })
 	if got := looksFor(b, a.self); len(got) != 0 {
