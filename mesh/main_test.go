@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"weave/mesh/gossip"
+	"weave/mesh/handshake"
 	"weave/mesh/id"
 )
 
@@ -129,9 +130,20 @@ func configure(t testing.TB, ip string, peers ...string) Config {
 	}
 }
 
+var derived sync.Map // of passwords; under the race detector each takes a second
+
+func keysOf(password string) *handshake.Keys {
+	once, _ := derived.LoadOrStore(password, sync.OnceValue(func() *handshake.Keys {
+		keys := handshake.Derive([]byte(password))
+		return &keys
+	}))
+	return once.(func() *handshake.Keys)()
+}
+
 // start runs a node until the test ends.
 func start(t testing.TB, cfg Config) *node {
 	t.Helper()
+	cfg.tune.keys = keysOf(string(cfg.Password))
 	n := &node{self: cfg.Identity.ID, cfg: cfg, store: cfg.Store.(*mapStore)}
 	var err error
 	if n.Node, err = New(cfg); err != nil {

@@ -30,6 +30,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weave/mesh/gossip"
+	"weave/mesh/handshake"
 	"weave/mesh/id"
 	"weave/mesh/lan"
 	"weave/mesh/state"
@@ -79,7 +80,8 @@ type Config struct {
 
 // tuning holds what only tests set differently.
 type tuning struct {
-	gossip        gossip.Timing // DefaultTiming if zero
+	keys          *handshake.Keys // of Password
+	gossip        gossip.Timing   // DefaultTiming if zero
 	seedInterval  time.Duration
 	namesInterval time.Duration
 	lookup        lookup // systemLookup if nil
@@ -199,7 +201,7 @@ func (n *Node) Close() error { return n.transport.Close() }
 
 func (n *Node) transportConfig(incarnation uint64) transport.Config {
 	return transport.Config{
-		Identity: n.cfg.Identity, Password: n.cfg.Password, Nickname: n.cfg.Nickname,
+		Identity: n.cfg.Identity, Password: n.cfg.Password, Keys: n.cfg.tune.keys, Nickname: n.cfg.Nickname,
 		Incarnation: incarnation, Listen: n.cfg.Listen, Advertise: n.cfg.main(), Log: n.log,
 		TCPPort: n.cfg.TCPPort, Proxy: n.cfg.Proxy, NoDiscovery: n.cfg.Discovery == DiscoverNone,
 		Packet: n.packet,

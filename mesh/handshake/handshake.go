@@ -41,6 +41,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"runtime"
 
 	"github.com/flynn/noise"
 	"golang.org/x/crypto/argon2"
@@ -76,6 +77,7 @@ type Keys struct {
 // a tenth of a second and 64 MiB of memory.
 func Derive(password []byte) Keys {
 	const passes, memoryKiB, lanes = 2, 64 << 10, 2
+	touch(memoryKiB << 10)
 	out := argon2.IDKey(password, []byte("weave psk v1"), passes, memoryKiB, lanes, 64)
 	var k Keys
 	copy(k.PSK[:], out[:32])
@@ -83,6 +85,19 @@ func Derive(password []byte) Keys {
 	clear(out)
 	k.Mark = binary.BigEndian.Uint32(sum(k, []byte("mark of message 1")))
 	return k
+}
+
+// touch writes to each page of what the next large allocation will get. Argon2 reads
+// pages before it writes them: of fresh memory the kernel shows it the one page of
+// zeros then, and takes that back from all processors at the write, page by page,
+// which takes several times as long as the hash.
+func touch(size int) {
+	fresh := make([]byte, size)
+	for i := 0; i < size; i += 4096 {
+		fresh[i] = 1
+	}
+	runtime.KeepAlive(fresh)
+	runtime.GC()
 }
 
 // Subkey makes a key for another purpose, which tells nothing about the others.

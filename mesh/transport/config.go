@@ -42,7 +42,8 @@ type Conn interface {
 // called, and what they would have got is dropped.
 type Config struct {
 	Identity    id.Identity
-	Password    []byte // may be empty; not kept
+	Password    []byte          // may be empty; not kept
+	Keys        *handshake.Keys // what Derive makes of Password; nil: it is called
 	Nickname    string
 	Incarnation uint64         // larger than at each start before
 	Listen      netip.AddrPort // UDP and TCP; port 0 takes a free one
@@ -84,7 +85,6 @@ type Config struct {
 
 // tuning holds what only tests set differently.
 type tuning struct {
-	keys       *handshake.Keys // instead of Password
 	noAES      bool
 	limits     session.Limits
 	minBackoff time.Duration
@@ -166,10 +166,10 @@ func (c *Config) complete() error {
 	if c.tune.raiseFirst == 0 {
 		c.tune.raiseFirst = raiseFirst
 	}
-	if c.tune.keys == nil {
+	if c.Keys == nil {
 		keys := handshake.Derive(c.Password)
 		debug.FreeOSMemory() // Argon2id's 64 MiB, else held for minutes
-		c.tune.keys = &keys
+		c.Keys = &keys
 	}
 	c.Password = nil
 	return nil

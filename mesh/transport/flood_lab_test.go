@@ -104,7 +104,7 @@ func TestVictimProcess(t *testing.T) {
 		Listen: netip.MustParseAddrPort("127.0.0.1:0"),
 		Packet: func(from id.PeerID, kind wire.Kind, body []byte) { _ = tr.Send(from, kind, body) },
 	}
-	cfg.tune.keys = &rightKeys
+	cfg.Keys = &rightKeys
 	tr, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)

@@ -179,7 +179,7 @@ func start(t testing.TB, ip string, change ...func(*Config)) *node {
 		},
 		PeerUp: func(p id.PeerID) { n.ups <- p },
 	}
-	cfg.tune.keys = &rightKeys
+	cfg.Keys = &rightKeys
 	cfg.tune.wrapConn = func(c Conn) Conn { n.wire.Conn = c; return n.wire }
 	cfg.tune.wrapTCP = func(l net.Listener) net.Listener { n.door.Listener = l; return n.door }
 	for _, f := range change {

@@ -115,7 +115,7 @@ func TestUDPBlockedLater(t *testing.T) {
 // A stranger's reasons are told by TCP as well.
 func TestUDPBlockedAndWrongPassword(t *testing.T) {
 	t.Parallel()
-	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.tune.keys = &wrongKeys })
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.Keys = &wrongKeys })
 	blockUDP(true, a, b)
 	if _, err := a.Connect(within(t, 10*time.Second), b.addr); err == nil || !wontDo(err) {
 		t.Errorf("connect: %v", err)

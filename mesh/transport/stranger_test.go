@@ -166,7 +166,7 @@ func TestNothingIsRelayedForStrangers(t *testing.T) {
 		t.Error("the forged one had no true number")
 	}
 	askByTCP(t, a, append([]byte{byte(wire.StreamRelay)}, body[:wire.RelayHeaderLen]...)) // without a handshake
-	outsider := start(t, "127.0.0.4", func(c *Config) { c.tune.keys = &wrongKeys })
+	outsider := start(t, "127.0.0.4", func(c *Config) { c.Keys = &wrongKeys })
 	if c, err := outsider.dial(within(t, 10*time.Second), a.self, direct(a.addr), wire.StreamRelay); err == nil {
 		t.Error("a stranger has a stream")
 		_ = c.Close()

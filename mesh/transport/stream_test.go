@@ -127,7 +127,7 @@ func TestStreamCloseDuringWrite(t *testing.T) {
 }
 
 func TestDialRefused(t *testing.T) {
-	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.tune.keys = &wrongKeys })
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.Keys = &wrongKeys })
 	c := start(t, "127.0.0.3")
 	if _, err := a.Dial(within(t, time.Second), b.self, wire.StreamAsk); !errors.Is(err, ErrUnknownPeer) {
 		t.Errorf("unknown peer: %v", err)

@@ -96,7 +96,7 @@ func New(cfg Config) (*Transport, error) {
 	}
 	t := &Transport{
 		cfg:       cfg,
-		keys:      *cfg.tune.keys,
+		keys:      *cfg.Keys,
 		log:       cfg.Log,
 		epoch:     time.Now(),
 		conn:      conn,

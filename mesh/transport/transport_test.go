@@ -61,7 +61,7 @@ func TestCiphers(t *testing.T) {
 }
 
 func TestWrongPassword(t *testing.T) {
-	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.tune.keys = &wrongKeys })
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.Keys = &wrongKeys })
 	for _, d := range []struct{ from, to *node }{{a, b}, {b, a}} {
 		_, err := d.from.Connect(within(t, 10*time.Second), d.to.addr)
 		if !errors.Is(err, handshake.ErrPassword) || !strings.Contains(err.Error(), d.to.addr.String()) {
@@ -82,7 +82,7 @@ func TestWrongPassword(t *testing.T) {
 
 // As a candidate from a stale list, the stranger is tried on and named.
 func TestWrongPasswordOfCandidate(t *testing.T) {
-	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.tune.keys = &wrongKeys })
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2", func(c *Config) { c.Keys = &wrongKeys })
 	a.AddCandidates(b.self, b.addr)
 	await(t, "reason in the status", func() bool { return a.status(b.self).LastError == "password differs" })
 	if s := a.status(b.self).State; s != StateDown {
@@ -375,7 +375,7 @@ func TestSupersededSessionsGo(t *testing.T) {
 func TestNothingInClear(t *testing.T) {
 	const secret = "the-secret-password"
 	keys := handshake.Derive([]byte(secret))
-	set := func(c *Config) { c.tune.keys = &keys }
+	set := func(c *Config) { c.Keys = &keys }
 	a, b := start(t, "127.0.0.1", set), start(t, "127.0.0.2", set)
 	connect(t, a, b)
 	const payload = "a payload that is easily found"
@@ -436,7 +436,7 @@ func TestConfigRefused(t *testing.T) {
 		"identity": {Identity: id.Identity{}},
 		"port":     {Identity: good, Listen: netip.MustParseAddrPort("203.0.113.1:1")},
 	} {
-		cfg.Log, cfg.tune.keys = quiet(), &rightKeys
+		cfg.Log, cfg.Keys = quiet(), &rightKeys
 		if tr, err := New(cfg); err == nil {
 			t.Errorf("%s: accepted", name)
 			_ = tr.Close()
