@@ -26,6 +26,7 @@ const (
 	TCPPort      = "WEAVE_TCP_PORT"
 	Proxy        = "WEAVE_PROXY"
 	Discover     = "WEAVE_DISCOVER"
+	Networks     = "WEAVE_NETWORKS"
 	Address      = "WEAVE_ADDRESS"
 	Nickname     = "WEAVE_NICKNAME"
 	IPAllocRange = "WEAVE_IPALLOC_RANGE"
@@ -68,6 +69,7 @@ type Config struct {
 	TCPPort      uint16       // a further one for TCP; 0: none
 	Proxy        *url.URL     // HTTP proxy, with host and port; nil: none
 	Discover     Discovery    //
+	Everywhere   bool         // networks of one host are to be on all
 	Address      netip.Addr   // underlay address; the zero Addr means that of the default route
 	Nickname     string       // 1 to MaxNickname bytes
 	IPAllocRange netip.Prefix // IPv4, in canonical form
@@ -137,6 +139,7 @@ func FromEnv(lookup func(string) (string, bool)) (Config, []Problem) {
 	c.TCPPort = r.tcpPort()
 	c.Proxy = r.proxy()
 	c.Discover = r.discover()
+	c.Everywhere = r.everywhere()
 	c.Address = r.address()
 	c.Nickname = r.nickname(os.Hostname)
 	c.IPAllocRange = r.ipAllocRange()

@@ -27,7 +27,7 @@ func env(pairs ...string) func(string) (string, bool) {
 }
 
 func TestDefaults(t *testing.T) {
-	all := []string{Password, PasswordFile, Peers, Port, TCPPort, Proxy, Discover, Address, Nickname, IPAllocRange, MTU, LogLevel, State, Run}
+	all := []string{Password, PasswordFile, Peers, Port, TCPPort, Proxy, Discover, Networks, Address, Nickname, IPAllocRange, MTU, LogLevel, State, Run}
 	var empty []string
 	for _, name := range all {
 		empty = append(empty, name, "")
@@ -80,7 +80,7 @@ func TestVXLANPort(t *testing.T) {
 func TestGoodValues(t *testing.T) {
 	c, problems := FromEnv(env(
 		Password, " a secret with spaces ", Peers, "b, 192.0.2.7:7000\t[2001:db8::1]:6000,,2001:DB8::2 host-1.example.org:6784 b:06783 [fd00::3] fe80::4%eth0 [fe80::4%2]:5 ::ffff:192.0.2.8",
-		Port, " 6790 ", TCPPort, "443", Proxy, "http://me:secret@proxy:3128", Discover, " LAN", Address, "::ffff:192.0.2.1", Nickname, "left", IPAllocRange, "172.30.0.0/16",
+		Port, " 6790 ", TCPPort, "443", Proxy, "http://me:secret@proxy:3128", Discover, " LAN", Networks, "Everywhere", Address, "::ffff:192.0.2.1", Nickname, "left", IPAllocRange, "172.30.0.0/16",
 		MTU, "1400", LogLevel, "DEBUG", State, "/srv/weave/", Run, "/srv/run",
 	))
 	if len(problems) > 0 {
@@ -90,7 +90,7 @@ func TestGoodValues(t *testing.T) {
 		Password: []byte(" a secret with spaces "),
 		Peers:    []string{"b:6790", "192.0.2.7:7000", "[2001:db8::1]:6000", "[2001:db8::2]:6790", "host-1.example.org:6784", "b:6783", "[fd00::3]:6790", "[fe80::4%eth0]:6790", "[fe80::4%2]:5", "192.0.2.8:6790"},
 		Port:     6790, TCPPort: 443, Proxy: &url.URL{Scheme: "http", User: url.UserPassword("me", "secret"), Host: "proxy:3128"},
-		Discover: DiscoverLAN, Address: netip.MustParseAddr("192.0.2.1"), Nickname: "left",
+		Discover: DiscoverLAN, Everywhere: true, Address: netip.MustParseAddr("192.0.2.1"), Nickname: "left",
 		IPAllocRange: netip.MustParsePrefix("172.30.0.0/16"), MTU: 1400, LogLevel: logrus.DebugLevel,
 		State: "/srv/weave", Run: "/srv/run",
 	}
@@ -120,7 +120,7 @@ func TestBadValues(t *testing.T) {
 	defaults, _ := FromEnv(env())
 	for _, c := range []struct{ setting, value string }{
 		{Port, "0"}, {Port, "65536"}, {Port, "-1"}, {Port, "+6783"}, {Port, "http"}, {Port, "6783 6784"}, {TCPPort, "0"}, {TCPPort, "https"},
-		{Discover, "yes"}, {Discover, "lan,off"}, {Discover, "\x1b[31m"},
+		{Discover, "yes"}, {Networks, "some"}, {Discover, "lan,off"}, {Discover, "\x1b[31m"},
 		{Address, "0.0.0.0"}, {Address, "::"}, {Address, "host"}, {Address, "192.0.2.1/24"}, {Address, "224.0.0.1"}, {Address, "fe80::1%eth0"}, {Address, "fe80::1"},
 		{Nickname, "two words"}, {Nickname, "ünnamed"}, {Nickname, "a\x1b[31mb"}, {Nickname, strings.Repeat("n", 64)},
 		{IPAllocRange, "10.32.0.0"}, {IPAllocRange, "10.32.1.0/12"}, {IPAllocRange, "10.32.0.0/33"}, {IPAllocRange, "10.0.0.0/29"},

@@ -127,6 +127,20 @@ func (r *reader) discover() Discovery {
 	return d
 }
 
+func (r *reader) everywhere() bool {
+	v, ok := r.get(Networks)
+	switch strings.ToLower(v) {
+	case "everywhere":
+		return true
+	case "local":
+	default:
+		if ok {
+			r.bad(Networks, v, "not one of local, everywhere", "set everywhere to have the networks of each host on all hosts, or leave it out")
+		}
+	}
+	return false
+}
+
 // peers keeps the good addresses where some are bad.
 func (r *reader) peers(port uint16) []string {
 	v, ok := r.get(Peers)

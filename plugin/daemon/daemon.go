@@ -13,6 +13,8 @@
 //	  disk        store.Store.Check, every second
 //	  removals    what other hosts' removal, or this one's, asks of us
 //	  reconcile   names of containers, and what Docker deleted unseen
+//	  routes      this host's routes, told to the others
+//	  everywhere  networks of other hosts, if they are to be on this one too
 package daemon
 
 import (
@@ -201,6 +203,7 @@ func (d *daemon) run(ctx context.Context, p *parts) error {
 	const restore = "restore networks"
 	restored := p.driver.Restore(ctx)
 	d.note(restore, restored)
+	keeper := d.newKeeper(p)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.node.Run(ctx) })
 	g.Go(func() error { return p.allocator.Run(ctx) })
@@ -214,6 +217,10 @@ func (d *daemon) run(ctx context.Context, p *parts) error {
 	g.Go(func() error { return d.watchDisk(ctx, p) })
 	g.Go(func() error { return p.watchRemovals(ctx, d.log) })
 	g.Go(func() error { return newReconciler(p, d.log).run(ctx) })
+	g.Go(func() error { return p.tellRoutes(ctx, d.cfg.IPAllocRange, d.log) })
+	if keeper != nil {
+		g.Go(func() error { return keeper.Run(ctx) })
+	}
 	d.gate.open(dockerapi.Drivers{Network: p.driver, IPAM: newPools(p.allocator, p.driver, p.engine)})
 	return g.Wait()
 }

@@ -23,7 +23,7 @@ import (
 )
 
 // parts is what the plugin is made of. All of it is set by build and never
-// changed, but for blocked.
+// changed, but for blocked and unlike.
 type parts struct {
 	store     *store.Store
 	kernel    *host.Kernel
@@ -35,8 +35,9 @@ type parts struct {
 	identity  id.Identity
 	addresses []netip.Addr // on the underlay, the first for VXLAN and the MTU
 
-	blocked atomic.Pointer[[]host.Blocked] // what the firewall keeps us from
-	removed chan struct{}                  // buffered: this host was removed from the cluster
+	blocked atomic.Pointer[[]host.Blocked]    // what the firewall keeps us from
+	unlike  atomic.Pointer[map[string]string] // networks that are not the same everywhere, by name
+	removed chan struct{}                     // buffered: this host was removed from the cluster
 }
 
 // close gives back what build took and Run does not.
@@ -157,8 +158,12 @@ func (p *parts) busy() ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// inUse tells whether any host has a network that overlaps a prefix.
+// inUse tells whether any host has a network, or told of a route, that overlaps a
+// prefix.
 func (p *parts) inUse(prefix netip.Prefix) bool {
+	if routesOverlap(p.node.Notes(topicRoutes), prefix) {
+		return true
+	}
 	for _, key := range p.node.SegmentKeys() {
 		if subnet, err := netip.ParsePrefix(key); err == nil && subnet.Overlaps(prefix) {
 			return true

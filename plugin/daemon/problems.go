@@ -29,7 +29,8 @@ type findings struct {
 	blocked  []host.Blocked
 	failures map[string]string // of segments, by key
 	waiting  []waiting
-	lan      string // why this host is not announced on the LAN, though it should be
+	unlike   map[string]string // networks that are not the same everywhere, by name
+	lan      string            // why this host is not announced on the LAN, though it should be
 	status   *control.Status
 	up       time.Duration // since the start
 }
@@ -64,6 +65,9 @@ func (f findings) problems() []control.Problem {
 	}
 	f.pools(&l)
 	f.removals(&l)
+	for _, name := range slices.Sorted(maps.Keys(f.unlike)) {
+		l.add(control.Warning, "remove or rename one of the two, or see what keeps it from being made; it is tried again", "%s", f.unlike[name])
+	}
 	f.clashes(&l)
 	f.peers(&l)
 	slices.SortStableFunc(l, func(a, b control.Problem) int { return cmp.Compare(gravity(a), gravity(b)) })

@@ -342,7 +342,7 @@ func hasSubnet(n engine.Network, pool netip.Prefix) bool {
 
 // reserves tells whether a network keeps an address free.
 func reserves(n engine.Network, l ipam.Lease) bool {
-	return slices.ContainsFunc(n.IPAM.Pools, func(p engine.Pool) bool { return p.Subnet == l.Pool && slices.Contains(p.Reserved, l.Addr) })
+	return slices.ContainsFunc(n.IPAM.Pools, func(p engine.Pool) bool { return p.Subnet == l.Pool && p.Reserves(l.Addr) })
 }
 
 // mayAskUs tells whether a network may have its addresses from us: it is not

@@ -94,9 +94,9 @@ func (w *world) leak() { w.leases.leases = append(w.leases.leases, lease("10.1.0
 // keepFree has network n keep addresses free.
 func (w *world) keepFree(addrs ...string) {
 	pool := &w.engine.networks["n"].IPAM.Pools[0]
-	pool.Reserved = nil
+	pool.Auxiliary = map[string]netip.Addr{}
 	for _, a := range addrs {
-		pool.Reserved = append(pool.Reserved, addr(a))
+		pool.Auxiliary["aux"+a] = addr(a)
 	}
 }
 

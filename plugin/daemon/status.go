@@ -47,6 +47,9 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 		if blocked := p.blocked.Load(); blocked != nil {
 			f.blocked = *blocked
 		}
+		if unlike := p.unlike.Load(); unlike != nil {
+			f.unlike = *unlike
+		}
 	}
 	s.Problems = f.problems()
 	return s, nil

@@ -1,11 +1,12 @@
 // Package engine reads from the API of the local Docker Engine what the plugin
-// protocol does not tell: names, labels, and which endpoints still exist.
+// protocol does not tell: names, labels, and which endpoints still exist. It also
+// makes and removes networks, for those that are to be on all hosts.
 //
-// It changes nothing in Docker and is for background work: while dockerd starts,
+// It is for background work: while dockerd starts,
 // or waits for an answer of the plugin, its API may not answer. Who asks while
 // dockerd waits, bounds the question and does without the answer.
 //
-// It is a client of its own, because moby's refuses what engine 20.10 says of
+// It reads with a client of its own, because moby's refuses what engine 20.10 says of
 // networks with an IPv6 pool ("Gateway": "::/0" is no address).
 package engine
 
@@ -36,6 +37,7 @@ const (
 
 // Client talks to one engine. Its methods may be called concurrently.
 type Client struct {
+	path string
 	http http.Client
 }
 
@@ -43,7 +45,7 @@ type Client struct {
 // It connects when it is used.
 func New(path string) *Client {
 	dialer := &net.Dialer{}
-	return &Client{http: http.Client{
+	return &Client{path: path, http: http.Client{
 		Timeout: callTimeout,
 		Transport: &http.Transport{
 			DisableKeepAlives: true, // dockerd may have been replaced since the last call
@@ -59,6 +61,9 @@ type Network struct {
 	ID        string
 	Name      string
 	Driver    string
+	Internal  bool
+	IPv6      bool
+	Options   map[string]string // of the driver
 	Labels    map[string]string
 	IPAM      IPAM
 	Endpoints []Endpoint // those of running containers, ordered by ID; Networks leaves them out
@@ -66,15 +71,28 @@ type Network struct {
 
 // IPAM says where a network has its addresses from.
 type IPAM struct {
-	Driver string // as its user named it: plugins may go by several names
-	Pools  []Pool
+	Driver  string // as its user named it: plugins may go by several names
+	Options map[string]string
+	Pools   []Pool
 }
 
 // Pool is a subnet of a network, the part of it that addresses are leased from
 // if not from all of it, and what of it is kept free by --aux-address.
 type Pool struct {
-	Subnet, Range netip.Prefix
-	Reserved      []netip.Addr // ascending
+	Subnet    netip.Prefix          `json:"subnet"`
+	Range     netip.Prefix          `json:"range,omitzero"`
+	Gateway   netip.Addr            `json:"gateway,omitzero"` // as its user gave it
+	Auxiliary map[string]netip.Addr `json:"aux,omitempty"`    // by names that their user made up
+}
+
+// Reserves tells whether --aux-address keeps an address free.
+func (p Pool) Reserves(a netip.Addr) bool {
+	for _, aux := range p.Auxiliary {
+		if aux == a {
+			return true
+		}
+	}
+	return false
 }
 
 // Endpoint is a container's attachment to a network.
@@ -92,13 +110,17 @@ type inspected struct {
 	ID         string `json:"Id"`
 	Name       string
 	Driver     string
+	Internal   bool
+	EnableIPv6 bool
+	Options    map[string]string
 	Labels     map[string]string
 	ConfigOnly bool
 	IPAM       struct {
-		Driver string
-		Config []struct {
-			Subnet, IPRange    string
-			AuxiliaryAddresses map[string]string // by names that their user made up
+		Driver  string
+		Options map[string]string
+		Config  []struct {
+			Subnet, IPRange, Gateway string
+			AuxiliaryAddresses       map[string]string
 		}
 	}
 	Containers map[string]struct {
@@ -142,17 +164,22 @@ func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 }
 
 func (raw inspected) network() Network {
-	n := Network{ID: raw.ID, Name: raw.Name, Driver: raw.Driver, Labels: raw.Labels, IPAM: IPAM{Driver: raw.IPAM.Driver}}
+	n := Network{
+		ID: raw.ID, Name: raw.Name, Driver: raw.Driver, Internal: raw.Internal, IPv6: raw.EnableIPv6,
+		Options: raw.Options, Labels: raw.Labels, IPAM: IPAM{Driver: raw.IPAM.Driver, Options: raw.IPAM.Options},
+	}
 	for _, c := range raw.IPAM.Config {
 		if subnet, err := netip.ParsePrefix(c.Subnet); err == nil {
 			within, _ := netip.ParsePrefix(c.IPRange) // mostly empty
-			pool := Pool{Subnet: subnet.Masked(), Range: within.Masked()}
-			for _, aux := range c.AuxiliaryAddresses {
+			pool := Pool{Subnet: subnet.Masked(), Range: within.Masked(), Gateway: gateway(c.Gateway)}
+			for name, aux := range c.AuxiliaryAddresses {
 				if addr, err := netip.ParseAddr(aux); err == nil {
-					pool.Reserved = append(pool.Reserved, addr.Unmap())
+					if pool.Auxiliary == nil {
+						pool.Auxiliary = map[string]netip.Addr{}
+					}
+					pool.Auxiliary[name] = addr.Unmap()
 				}
 			}
-			slices.SortFunc(pool.Reserved, netip.Addr.Compare)
 			n.IPAM.Pools = append(n.IPAM.Pools, pool)
 		}
 	}
@@ -170,6 +197,19 @@ func (raw inspected) network() Network {
 	}
 	slices.SortFunc(n.Endpoints, func(a, b Endpoint) int { return strings.Compare(a.ID, b.ID) })
 	return n
+}
+
+// gateway reads an address, or one with the length of its subnet. The engine says
+// 0.0.0.0 and ::/0 where weave gave none.
+func gateway(s string) netip.Addr {
+	a, _ := netip.ParseAddr(s)
+	if p, err := netip.ParsePrefix(s); err == nil {
+		a = p.Addr()
+	}
+	if a.IsUnspecified() {
+		return netip.Addr{}
+	}
+	return a
 }
 
 // get decodes the answer to a GET request. It speaks the engine's own version

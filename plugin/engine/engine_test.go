@@ -62,11 +62,12 @@ func TestNetworkByID(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Network{
-		ID: "abc123", Name: "net1", Driver: "weave", Labels: map[string]string{"com.docker.compose.project": "shop"},
-		IPAM: IPAM{Driver: "weave", Pools: []Pool{
+		ID: "abc123", Name: "net1", Driver: "weave", IPv6: true, Options: map[string]string{},
+		Labels: map[string]string{"com.docker.compose.project": "shop"},
+		IPAM: IPAM{Driver: "weave", Options: map[string]string{}, Pools: []Pool{
 			{
-				netip.MustParsePrefix("10.97.0.0/24"), netip.MustParsePrefix("10.97.0.0/28"),
-				[]netip.Addr{netip.MustParseAddr("10.97.0.8"), netip.MustParseAddr("10.97.0.9")},
+				Subnet: netip.MustParsePrefix("10.97.0.0/24"), Range: netip.MustParsePrefix("10.97.0.0/28"),
+				Auxiliary: map[string]netip.Addr{"dns": netip.MustParseAddr("10.97.0.8"), "router": netip.MustParseAddr("10.97.0.9")},
 			},
 			{Subnet: netip.MustParsePrefix("fd97::/64")},
 		}},
@@ -105,12 +106,12 @@ func TestNetworks(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Network{
-		{ID: "b1", Name: "bridge", Driver: "bridge", IPAM: IPAM{"default", []Pool{{Subnet: netip.MustParsePrefix("172.17.0.0/16")}}}},
+		{ID: "b1", Name: "bridge", Driver: "bridge", IPAM: IPAM{Driver: "default", Pools: []Pool{{Subnet: netip.MustParsePrefix("172.17.0.0/16")}}}},
 		{ID: "b2", Name: "none", Driver: "null", IPAM: IPAM{Driver: "default"}},
-		{ID: "abc123", Name: "net1", Driver: "weave", IPAM: IPAM{"weavenet:latest", []Pool{
+		{ID: "abc123", Name: "net1", Driver: "weave", IPAM: IPAM{Driver: "weavenet:latest", Pools: []Pool{
 			{Subnet: netip.MustParsePrefix("10.97.0.0/24"), Range: netip.MustParsePrefix("10.97.0.0/28")},
 		}}},
-		{ID: "b3", Name: "odd", Driver: "weave", IPAM: IPAM{"weave", []Pool{{Subnet: netip.MustParsePrefix("10.98.0.0/24")}}}},
+		{ID: "b3", Name: "odd", Driver: "weave", IPAM: IPAM{Driver: "weave", Pools: []Pool{{Subnet: netip.MustParsePrefix("10.98.0.0/24")}}}},
 		{ID: "b4", Name: "bare", Driver: "x"},
 	}
 	if !reflect.DeepEqual(got, want) {
