@@ -1,0 +1,133 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"weave/test/dockerlab"
+)
+
+const everywhereFile = `
+version: "2.4"
+services:
+  one:
+    image: %s
+    command: tool idle
+    networks: [shared]
+    stop_grace_period: 1s
+networks:
+  shared:
+    driver: weave
+    ipam:
+      driver: weave
+`
+
+// networkOf is what an engine says of a network.
+type networkOf struct {
+	ID      string `json:"Id"`
+	Labels  map[string]string
+	Options map[string]string
+	IPAM    struct{ Config []struct{ Subnet string } }
+}
+
+func (n networkOf) subnet() string {
+	if len(n.IPAM.Config) == 0 {
+		return ""
+	}
+	return n.IPAM.Config[0].Subnet
+}
+
+// TestEverywhere makes networks on one host, which must appear on the other, be of
+// use to docker run and docker-compose there, and go when nobody needs them any more.
+func TestEverywhere(t *testing.T) {
+	t.Parallel()
+	hs := spareHosts(t, 2, func(i int, first string) map[string]string {
+		settings := joined(i, first)
+		settings["WEAVE_NETWORKS"] = "everywhere"
+		return settings
+	})
+	awaitPeers(t, hs)
+	appears := func(h *dockerlab.Host, name string) (n networkOf) {
+		eventually(t, soon, func() error { return ask(h, "/networks/"+name, &n) })
+		return n
+	}
+	goes := func(name string) {
+		t.Helper()
+		for _, h := range hs {
+			eventually(t, 2*noticed, func() error {
+				if err := ask(h, "/networks/"+name, &networkOf{}); err == nil {
+					return fmt.Errorf("%s has network %s still", h.Name(), name)
+				}
+				return nil
+			})
+		}
+	}
+
+	name := uniqueName("everywhere") // without a subnet: one is chosen
+	docker(t, hs[0], creation(name, "--label", "who=me", "-o", "weave.mtu=1300")...)
+	here, there := appears(hs[0], name), appears(hs[1], name)
+	if there.subnet() == "" || there.subnet() != here.subnet() || there.Labels["who"] != "me" || there.Options["weave.mtu"] != "1300" {
+		t.Errorf("made %+v, and %+v appeared", here, there)
+	}
+	server := run(t, hs[0], name, nil).serve()
+	client := run(t, hs[1], name, nil)
+	client.exec("tool", "send", "tcp", server.ip()+":7000")
+	docker(t, hs[0], "rm", "-f", server.name)
+	docker(t, hs[0], "network", "rm", name)
+	if err := hs[1].KillPlugin(); err != nil {
+		t.Fatal(err)
+	}
+	back := appears(hs[0], name) // a container on the other host uses it
+	if back.subnet() != here.subnet() {
+		t.Errorf("the network came back with subnet %s, and had %s", back.subnet(), here.subnet())
+	}
+	server = run(t, hs[0], name, nil)
+	eventually(t, soon, func() error { _, err := client.try("ping", "-c1", "-W1", server.ip()); return err })
+
+	other := uniqueName("other") // one of the same name is there
+	docker(t, hs[1], "network", "create", other)
+	docker(t, hs[0], creation(other, "--subnet", subnet())...)
+	eventually(t, soon, func() error {
+		s, err := statusOf(hs[1])
+		for _, p := range s.Problems {
+			if strings.Contains(p.What, other) && strings.Contains(p.What, "driver bridge") {
+				return nil
+			}
+		}
+		return errors.Join(err, fmt.Errorf("%s does not tell of it: %+v", hs[1].Name(), s.Problems))
+	})
+
+	file := filepath.Join(t.TempDir(), "compose.yml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, everywhereFile, dockerlab.Image), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	project := uniqueName("project")
+	for i, h := range hs {
+		if i > 0 {
+			appears(h, project+"_shared")
+		}
+		if _, err := (compose{t, h, file}).run("-p", project, "up", "-d"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := addresses(t, hs, project+"_shared"); len(got) != len(hs) {
+		t.Errorf("a service on %d hosts has %v", len(hs), got)
+	}
+
+	for _, c := range []container{client, server} {
+		docker(t, c.host, "rm", "-f", c.name)
+	}
+	for _, h := range hs {
+		if err := askFor(h, http.MethodDelete, "/containers/"+project+"_one_1?force=1", nil); err != nil {
+			t.Error(err)
+		}
+	}
+	docker(t, hs[0], "network", "rm", project+"_shared")
+	goes(project + "_shared")
+	goes(name)
+}
