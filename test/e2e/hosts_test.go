@@ -184,6 +184,13 @@ func joined(i int, first string) map[string]string {
 // those of host i, where the first has that address.
 func spareHosts(t *testing.T, n int, settings func(i int, first string) map[string]string) []*dockerlab.Host {
 	t.Helper()
+	return bootSpare(t, n, func(i int, first string, h *dockerlab.Host) error { return install(h, settings(i, first)) })
+}
+
+// bootSpare boots hosts for one test and does something on each, which are gone
+// after it.
+func bootSpare(t *testing.T, n int, then func(i int, first string, h *dockerlab.Host) error) []*dockerlab.Host {
+	t.Helper()
 	requireRoot(t)
 	numbers, err := common.numbers(n)
 	if err != nil {
@@ -199,7 +206,7 @@ func spareHosts(t *testing.T, n int, settings func(i int, first string) map[stri
 			if all[i], err = common.lab.AddHost(number); err != nil {
 				return err
 			}
-			return install(all[i], settings(i, first))
+			return then(i, first, all[i])
 		})
 	}
 	err = boots.Wait()
@@ -233,22 +240,16 @@ func isSpare(h *dockerlab.Host) bool {
 	return err == nil && n >= spare
 }
 
-// emptyHost boots a spare host without the plugin.
+// emptyHosts boots spare hosts without the plugin.
+func emptyHosts(t *testing.T, n int) []*dockerlab.Host {
+	t.Helper()
+	return bootSpare(t, n, func(int, string, *dockerlab.Host) error { return nil })
+}
+
+// emptyHost is the only one.
 func emptyHost(t *testing.T) *dockerlab.Host {
 	t.Helper()
-	requireRoot(t)
-	numbers, err := common.numbers(1)
-	if err != nil {
-		t.Fatalf("no lab: %v", err)
-	}
-	booting.Lock()
-	defer booting.Unlock()
-	h, err := common.lab.AddHost(numbers[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	removeAfter(t, h)
-	return h
+	return emptyHosts(t, 1)[0]
 }
 
 func removeAfter(t *testing.T, h *dockerlab.Host) {
