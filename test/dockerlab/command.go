@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -60,6 +59,11 @@ func (h *Host) RunContext(ctx context.Context, name string, args ...string) (str
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
+	return h.result(ctx, out.String(), errOut.String(), err, name, args)
+}
+
+// result makes Run's of what a command wrote and how it ended.
+func (h *Host) result(ctx context.Context, out, errOut string, err error, name string, args []string) (string, error) {
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
@@ -67,31 +71,15 @@ func (h *Host) RunContext(ctx context.Context, name string, args ...string) (str
 		err = &CommandError{
 			Host:    h.name,
 			Command: strings.Join(append([]string{filepath.Base(name)}, args...), " "),
-			Stderr:  strings.TrimSpace(errOut.String()),
+			Stderr:  strings.TrimSpace(errOut),
 			Err:     err,
 		}
 	}
-	return strings.TrimRight(out.String(), "\n"), err
+	return strings.TrimRight(out, "\n"), err
 }
 
 // Docker runs the docker command-line tool.
 func (h *Host) Docker(args ...string) (string, error) { return h.Run("docker", args...) }
-
-// Compose runs docker-compose.
-func (h *Host) Compose(args ...string) (string, error) {
-	return h.Run("env", slices.Concat(quickPython(), []string{"docker-compose"}, args)...)
-}
-
-// quickPython is the environment in which Debian's docker-compose 1 starts in
-// half the time: setuptools does not stand in for Python's own distutils, where
-// there still is one.
-var quickPython = sync.OnceValue(func() []string {
-	const own = "SETUPTOOLS_USE_DISTUTILS=stdlib"
-	if exec.Command("env", own, "docker-compose", "version").Run() != nil {
-		return nil
-	}
-	return []string{own}
-})
 
 // Weave runs the weave command-line tool that `make build` made.
 func (h *Host) Weave(args ...string) (string, error) {
