@@ -3,9 +3,10 @@
 // and a PID namespace, so that a host can be switched off like a real one and
 // takes every process and mount with it.
 //
-// It needs root, docker.io, iproute2, iptables and busybox-static, touches
-// neither the machine's engine nor its containerd, and knows of the plugin only
-// how to install it: what the plugin must do is for package e2e to say.
+// It needs root, docker.io, iproute2, iptables and busybox-static, and for
+// Compose docker-compose, touches neither the machine's engine nor its
+// containerd, and knows of the plugin only how to install it: what the plugin
+// must do is for package e2e to say.
 package dockerlab
 
 import (
