@@ -16,7 +16,8 @@ const (
 )
 
 // pings are the latest that went by the path in use while it worked, for its loss.
-// Knocking is not among them: most doors stay shut. Its methods are safe for concurrent use.
+// Knocking is not among them: most doors stay shut. Its methods are safe for
+// concurrent use.
 type pings struct {
 	mu       sync.Mutex
 	sent     [lossWindow]int64 // a ring of their stamps; 0: none
