@@ -86,13 +86,23 @@ func (h *Host) Weave(args ...string) (string, error) {
 	return h.Run(filepath.Join(BuildDir(), "weave"), args...)
 }
 
-// InstallPlugin makes a plugin from a directory with config.json and rootfs/,
-// gives it settings and enables it.
+// InstallPlugin makes a plugin from a directory with config.json and rootfs/, unless
+// Prepare did so, gives it settings and enables it.
 func (h *Host) InstallPlugin(dir string, settings map[string]string) error {
-	if _, err := h.Docker("plugin", "create", PluginName, dir); err != nil {
-		return err
+	if h.madeOf != dir {
+		if err := h.createPlugin(dir); err != nil {
+			return err
+		}
 	}
 	return errors.Join(h.SetPlugin(settings), h.EnablePlugin())
+}
+
+func (h *Host) createPlugin(dir string) error {
+	_, err := h.Docker("plugin", "create", PluginName, dir)
+	if err == nil {
+		h.madeOf = dir
+	}
+	return err
 }
 
 // SetPlugin changes settings of the disabled plugin.
@@ -123,6 +133,9 @@ func (h *Host) DisablePlugin() error {
 // RemovePlugin disables and removes the plugin; its state stays.
 func (h *Host) RemovePlugin() error {
 	_, err := h.Docker("plugin", "rm", "-f", PluginName)
+	if err == nil {
+		h.madeOf = ""
+	}
 	return err
 }
 

@@ -43,6 +43,7 @@ type Host struct {
 	engine *process
 
 	composer composer
+	madeOf   string // the folder that the plugin was made of; empty: it is not there
 }
 
 // process is a started child; done is closed when it has been waited for.

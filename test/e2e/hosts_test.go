@@ -26,6 +26,7 @@ const (
 	seed     = "10.99.0.1" // h1
 	spare    = 201         // number of the first host that a test adds for itself
 	lastHost = 249         // 250 is nobody
+	model    = 200         // whose disk the others begin with
 )
 
 // Tests that can run at once wait most of the time: for timers, for peers, for
@@ -127,6 +128,9 @@ func (s *shared) open() error {
 	err := dockerlab.Sweep()
 	if err == nil {
 		s.lab, err = dockerlab.New(netlab.UniqueName())
+	}
+	if err == nil {
+		err = s.lab.Prepare(model, pluginDir())
 	}
 	return err
 }
@@ -240,16 +244,20 @@ func isSpare(h *dockerlab.Host) bool {
 	return err == nil && n >= spare
 }
 
-// emptyHosts boots spare hosts without the plugin.
+// emptyHosts boots spare hosts on which the plugin is not enabled.
 func emptyHosts(t *testing.T, n int) []*dockerlab.Host {
 	t.Helper()
 	return bootSpare(t, n, func(int, string, *dockerlab.Host) error { return nil })
 }
 
-// emptyHost is the only one.
+// emptyHost boots one without the plugin.
 func emptyHost(t *testing.T) *dockerlab.Host {
 	t.Helper()
-	return emptyHosts(t, 1)[0]
+	h := emptyHosts(t, 1)[0]
+	if err := h.RemovePlugin(); err != nil {
+		t.Fatal(err)
+	}
+	return h
 }
 
 func removeAfter(t *testing.T, h *dockerlab.Host) {
