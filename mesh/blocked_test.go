@@ -84,7 +84,7 @@ func TestLabOnlyOnePortGetsOut(t *testing.T) {
 }
 
 // TestLabIdleLinkIsBlocked holds that hosts which send each other nothing notice that
-// UDP is blocked, too, by what the membership says.
+// UDP is blocked, too: by a ping that is not answered, or by what the membership says.
 func TestLabIdleLinkIsBlocked(t *testing.T) {
 	t.Parallel()
 	l := newHardLab(t)
@@ -98,6 +98,6 @@ func TestLabIdleLinkIsBlocked(t *testing.T) {
 	await(t, "TCP to be taken", func() bool { return l.hosts[0].byTCP(l.hosts[1]) && l.hosts[1].byTCP(l.hosts[0]) })
 	t.Logf("members again after %s", time.Since(began))
 	if took := time.Since(began); took > 10*time.Second {
-		t.Errorf("members again after %s", took) // pings alone take 10.9 s to tell
+		t.Errorf("members again after %s", took)
 	}
 }

@@ -44,13 +44,23 @@ func behind(own, seen []netip.AddrPort) (kind NAT, outside []netip.AddrPort) {
 			kind = NATSymmetric
 			continue
 		}
-		if kind != NATSymmetric {
+		a := netip.AddrPortFrom(ip, p[0])
+		if kind != NATSymmetric && !isTemporary(own, a) {
 			kind = NATCone
 		}
-		outside = append(outside, netip.AddrPortFrom(ip, p[0]))
+		outside = append(outside, a)
 	}
 	slices.SortFunc(outside, netip.AddrPort.Compare)
 	return kind, outside[:min(len(outside), maxOutside)]
+}
+
+// isTemporary tells whether an address is one that our kernel talks from instead of an
+// advertised one, as with IPv6 privacy extensions (RFC 8981): of the same /64, which a
+// NAT would change. Others may try it all the same: firewalls know us by it.
+func isTemporary(own []netip.AddrPort, a netip.AddrPort) bool {
+	return slices.ContainsFunc(own, func(o netip.AddrPort) bool {
+		return a.Port() == o.Port() && netip.PrefixFrom(a.Addr(), 64).Masked().Contains(o.Addr())
+	})
 }
 
 // NAT tells what stands between this host and its peers.

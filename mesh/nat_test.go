@@ -24,7 +24,13 @@ func TestBehind(t *testing.T) {
 		{[]string{"192.0.2.1:4000", "198.51.100.1:4000"}, NATCone, []string{"192.0.2.1:4000", "198.51.100.1:4000"}},
 		{[]string{"192.0.2.1:4000", "192.0.2.1:4001"}, NATSymmetric, nil},
 		{[]string{"192.0.2.1:4000", "192.0.2.1:4001", "198.51.100.1:1"}, NATSymmetric, []string{"198.51.100.1:1"}},
-		{[]string{"10.0.0.2:1024"}, NATCone, []string{"10.0.0.2:1024"}}, // the port alone
+		{[]string{"[fd00::abcd:1]:6783"}, NATNone, []string{"[fd00::abcd:1]:6783"}}, // a privacy address
+		{[]string{"[fd00::abcd:1]:6783", "192.0.2.1:4000"}, NATCone, []string{"192.0.2.1:4000", "[fd00::abcd:1]:6783"}},
+		{[]string{"[fd00::abcd:1]:6783", "[fd00::abcd:1]:6784"}, NATSymmetric, nil},
+		{[]string{"[fd00::abcd:1]:1024"}, NATCone, []string{"[fd00::abcd:1]:1024"}},
+		{[]string{"[fd00:0:0:1::2]:6783"}, NATCone, []string{"[fd00:0:0:1::2]:6783"}}, // another prefix
+		{[]string{"10.0.0.3:6783"}, NATCone, []string{"10.0.0.3:6783"}},               // there are none of IPv4
+		{[]string{"10.0.0.2:1024"}, NATCone, []string{"10.0.0.2:1024"}},               // the port alone
 		{[]string{"1.0.0.1:1", "1.0.0.2:1", "1.0.0.3:1", "1.0.0.4:1", "1.0.0.5:1"}, NATCone, []string{"1.0.0.1:1", "1.0.0.2:1", "1.0.0.3:1", "1.0.0.4:1"}},
 	} {
 		var seen, want []netip.AddrPort

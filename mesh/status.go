@@ -84,6 +84,9 @@ func (n *Node) Seeds() []Seed { return n.seeds.snapshot() }
 // Refusals lists hosts that were not let in, or did not let us in.
 func (n *Node) Refusals() []transport.Refusal { return n.transport.Refusals() }
 
+// TCPTrouble returns why Config.TCPPort is not listened on, though it should be.
+func (n *Node) TCPTrouble() error { return n.transport.TCPTrouble() }
+
 // Dropped counts what was dropped of what hosts send each other, by reason.
 func (n *Node) Dropped() map[string]uint64 { return n.transport.Drops() }
 

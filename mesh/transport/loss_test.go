@@ -12,8 +12,8 @@ func TestLossCountsWhatIsOverdue(t *testing.T) {
 	var p pings
 	check := func(what string, now int64, rtt time.Duration, lost, of int) {
 		t.Helper()
-		if l, o := p.lost(now, rtt); l != lost || o != of {
-			t.Errorf("%s: %d of %d lost, want %d of %d", what, l, o, lost, of)
+		if l := p.loss(now, rtt); l.lost != lost || l.of != of {
+			t.Errorf("%s: %d of %d lost, want %d of %d", what, l.lost, l.of, lost, of)
 		}
 	}
 	stamp := func(i int) int64 { return int64(i+1)*every | countedPing }
@@ -39,6 +39,47 @@ func TestLossCountsWhatIsOverdue(t *testing.T) {
 	check("bounded", stamp(1000), 0, lossWindow, lossWindow)
 	p.forget()
 	check("forgotten", stamp(1000), 0, 0, 0)
+}
+
+// Loss is worth telling where it is high and lasts: one in twenty, before and of
+// late. What was a moment's trouble is not, nor what is over.
+func TestLossLasts(t *testing.T) {
+	const every = int64(time.Second)
+	at := func(places ...int) (lost [lossWindow]bool) {
+		for _, i := range places {
+			lost[i] = true
+		}
+		return lost
+	}
+	for _, c := range []struct {
+		name  string
+		lost  [lossWindow]bool
+		pings int
+		want  bool
+	}{
+		{"none", at(), lossWindow, false},
+		{"one in twenty", at(0, 25, 40, 60, 80), lossWindow, true},
+		{"less", at(0, 25, 40, 80), lossWindow, false},
+		{"a moment", at(70, 71, 72, 73, 74), lossWindow, false},
+		{"over", at(5, 10, 15, 20, 49), lossWindow, false},
+		{"just begun", at(50, 55, 60, 65, 99), lossWindow, false},
+		{"every third of few", at(0, 3, 6, 9, 12), 15, true},
+	} {
+		var p pings
+		for i := range lossWindow / 3 { // of before, so that the ring has turned
+			p.send(int64(i+1) | countedPing)
+		}
+		p.forget()
+		for i := range c.pings {
+			stamp := int64(i+1)*every | countedPing
+			if p.send(stamp); !c.lost[i] {
+				p.answer(stamp)
+			}
+		}
+		if got := p.loss(2*lossWindow*every, 0); got.lasting != c.want {
+			t.Errorf("%s: %+v", c.name, got)
+		}
+	}
 }
 
 // lossOf waits until so many pings are judged and returns how many are lost.
@@ -73,8 +114,28 @@ func TestLoss(t *testing.T) {
 	if s := a.lossOf(b, 20); s.LostPings*5 < s.Pings || s.LostPings*3 > s.Pings {
 		t.Errorf("%d of %d lost, want a fourth", s.LostPings, s.Pings)
 	}
-	if s := b.status(a.self); s.LostPings*10 > s.Pings { // a busy machine may lose one
+	if s := b.status(a.self); s.LostPings*10 > s.Pings || s.Lossy { // a busy machine may lose one
 		t.Errorf("the other side, whose pings are answered, has %d of %d lost", s.LostPings, s.Pings)
+	}
+	await(t, "the loss to be told", func() bool { return a.status(b.self).Lossy })
+}
+
+// While a path is gone its pings are lost, which says nothing of it once it is back.
+func TestLossIsNotThatOfAnOutage(t *testing.T) {
+	t.Parallel()
+	often := func(c *Config) { c.PingInterval = 50 * time.Millisecond }
+	a, b := start(t, "127.0.0.1", often), start(t, "127.0.0.2", often)
+	a.door.shut.Store(true) // no other path
+	b.door.shut.Store(true)
+	connect(t, a, b)
+	a.wire.setCut(b.addr, true)
+	p := func() *peer { a.mu.Lock(); defer a.mu.Unlock(); return a.peers[b.self] }()
+	await(t, "the path to be given up", func() bool { return !p.up.Load() })
+	sent := p.txDatagrams.Load()
+	await(t, "some more pings", func() bool { return p.txDatagrams.Load() > sent+5 })
+	a.wire.setCut(b.addr, false)
+	if s := a.lossOf(b, 5); s.LostPings > 1 { // a busy machine may lose one
+		t.Errorf("%d of %d lost", s.LostPings, s.Pings)
 	}
 }
 
@@ -140,8 +201,8 @@ func TestLossIsOfPingsThatLeft(t *testing.T) {
 	now = now.Add(time.Duration(1 - a.since(now)%2)) // as a ping's
 	check := func(what string, lost, of int) {
 		t.Helper()
-		if l, o := p.pings.lost(a.since(now.Add(time.Minute)), 0); l != lost || o != of {
-			t.Errorf("%s: %d of %d lost, want %d of %d", what, l, o, lost, of)
+		if l := p.pings.loss(a.since(now.Add(time.Minute)), 0); l.lost != lost || l.of != of {
+			t.Errorf("%s: %d of %d lost, want %d of %d", what, l.lost, l.of, lost, of)
 		}
 	}
 	a.conn = &tap{Conn: a.conn, lose: func([]byte) bool { return true }} // else it is closed

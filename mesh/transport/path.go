@@ -26,6 +26,9 @@ const (
 	// missedPings is how many may stay unanswered, and a half for their way: at
 	// 5 % loss each way, four are lost in a row once in ten thousand.
 	missedPings = 4
+	// pongLate is how long after a ping of an idle link, or two round trips if that is
+	// longer, its pong is missed, so that the link is watched closely.
+	pongLate = 500 * time.Millisecond
 	// watchTime is how long a link is watched closely after it was busy, at most
 	// twice as long.
 	watchTime = 5 * time.Second
@@ -49,6 +52,7 @@ type watch struct {
 	closely bool
 	since   time.Time // of closely
 	asked   time.Time // when busy was looked at last
+	pinged  time.Time // when the path in use was, last
 	via     id.PeerID // whom relayed datagrams went to last
 	probe   probe
 }
@@ -128,6 +132,9 @@ func (t *Transport) lost(p *peer) {
 
 // observe does what time brings to a peer with a session; the caller has mu.
 func (t *Transport) observe(p *peer, now time.Time) {
+	if !p.watch.closely && t.late(p, now) {
+		p.use()
+	}
 	t.attend(p, now)
 	if p.watch.closely {
 		t.watching++
@@ -193,6 +200,12 @@ func (t *Transport) attend(p *peer, now time.Time) {
 	}
 }
 
+// late reports whether the last ping by a direct path should have been answered.
+func (t *Transport) late(p *peer, now time.Time) bool {
+	pinged := p.watch.pinged
+	return p.up.Load() && t.since(pinged) > p.proved.Load() && now.Sub(pinged) > max(pongLate, 2*time.Duration(p.rtt.Load()))
+}
+
 // unanswered reports whether too many pings are.
 func (t *Transport) unanswered(p *peer, now time.Time) bool {
 	proved := t.epoch.Add(time.Duration(p.proved.Load()))
@@ -215,9 +228,11 @@ func (t *Transport) ping(p *peer, now time.Time) {
 	if p.watch.closely {
 		every = t.watchInterval()
 	}
-	p.nextPing = now.Add(every)
+	p.nextPing, p.watch.pinged = now.Add(every), now
 	stamp := t.since(now) | countedPing
-	p.pings.send(stamp)
+	if p.up.Load() || !p.path.Load().direct() { // else it knocks, where the path was
+		p.pings.send(stamp)
+	}
 	if p.transmit(wire.KindPing, pingBody(stamp)) != nil { // counted; the next one comes soon
 		p.pings.unsend(stamp)
 	}

@@ -317,6 +317,36 @@ func TestIdleLinkIsPingedSeldom(t *testing.T) {
 	await(t, "pings on a busy link", func() bool { return a.status(b.self).RTT != first })
 }
 
+// A link on which a ping is not answered is watched closely, so that one that is cut
+// while it is idle is soon given up. What is answered, or may still be, is no reason.
+func TestIdleLinkWithoutPong(t *testing.T) {
+	t.Parallel()
+	a, b := start(t, "127.0.0.1"), start(t, "127.0.0.2")
+	connect(t, a, b)
+	a.stop() // what follows does the work of its goroutines
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.conn = &tap{Conn: a.conn, lose: func([]byte) bool { return true }} // else it is closed
+	p, now := a.peers[b.self], time.Now().Add(time.Minute)
+	p.watch.closely = false
+	p.busy.Store(false)
+	look := func(what string, pong, after, rtt time.Duration, want bool) {
+		t.Helper()
+		a.ping(p, now)
+		p.proved.Store(a.since(now.Add(pong)))
+		p.rtt.Store(int64(rtt))
+		a.observe(p, now.Add(after))
+		if p.watch.closely != want {
+			t.Errorf("%s: it is watched closely: %v", what, p.watch.closely)
+		}
+	}
+	const before = -time.Second
+	look("answered", time.Millisecond, time.Second, 0, false)
+	look("on its way", before, pongLate/2, 0, false)
+	look("a long way", before, time.Second, time.Second, false)
+	look("not answered", before, time.Second, 0, true)
+}
+
 // Ways that lead in a circle end with their hops, and nothing goes straight back.
 func TestCircles(t *testing.T) {
 	t.Parallel()

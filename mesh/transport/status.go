@@ -33,6 +33,7 @@ type PeerStatus struct {
 	MTU         int              `json:"mtu,omitempty"` // of the path, if it is direct and by UDP
 	Pings       int              `json:"pings"`         // of late, by the path in use, whose answer is due
 	LostPings   int              `json:"lost_pings"`    // those of them that have none
+	Lossy       bool             `json:"lossy"`         // that are many, before as of late
 	TxBytes     uint64           `json:"tx_bytes"`      // UDP payload
 	RxBytes     uint64           `json:"rx_bytes"`
 	TxDatagrams uint64           `json:"tx_datagrams"`
@@ -78,7 +79,8 @@ func (p *peer) status(now time.Time) PeerStatus {
 		}
 		s.LastHeard = p.t.epoch.Add(time.Duration(p.heard.Load()))
 		s.PathSince = p.t.epoch.Add(time.Duration(p.moved.Load()))
-		s.LostPings, s.Pings = p.pings.lost(p.t.since(now), s.RTT)
+		l := p.pings.loss(p.t.since(now), s.RTT)
+		s.LostPings, s.Pings, s.Lossy = l.lost, l.of, l.lasting
 	}
 	if e := p.current.Load(); e != nil {
 		s.Established = e.session.Established()

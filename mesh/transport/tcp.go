@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -100,6 +101,50 @@ func (t *Transport) tcpWays(addr netip.AddrPort) (ways []opener) {
 		}
 	}
 	return ways
+}
+
+// listenFurther listens on the further port, if there is one besides the usual.
+// Somebody else may have it: that is no reason to do nothing.
+func (c *Config) listenFurther(usual uint16) (net.Listener, error) {
+	if c.TCPPort == 0 || c.TCPPort == usual {
+		return nil, nil
+	}
+	l, err := listenTCP(c.Listen.Addr(), c.TCPPort)
+	if err != nil {
+		c.Log.WithError(err).Error("hosts that get out by that port only will not reach this one; trying again")
+	}
+	return l, err
+}
+
+// TCPTrouble returns why Config.TCPPort is not listened on, though it should be. It
+// is tried again until it succeeds.
+func (t *Transport) TCPTrouble() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.tcpTrouble
+}
+
+// acceptLate is accept for Config.TCPPort, which somebody else had at the start.
+// What it starts in the group ends with Close.
+func (t *Transport) acceptLate(ctx context.Context, g *errgroup.Group) error {
+	tick := time.NewTicker(t.cfg.tune.maxBackoff)
+	defer tick.Stop()
+	for {
+		select {
+		case <-t.closed:
+			return nil
+		case <-tick.C:
+		}
+		l, err := listenTCP(t.cfg.Listen.Addr(), t.cfg.TCPPort)
+		t.mu.Lock()
+		t.tcpTrouble = err
+		t.mu.Unlock()
+		if err == nil {
+			t.log.WithField("port", t.cfg.TCPPort).Info("the further TCP port is free now")
+			g.Go(func() error { <-t.closed; return l.Close() })
+			return t.accept(ctx, l)
+		}
+	}
 }
 
 // dialer connects from the address that datagrams come from, if that is a certain

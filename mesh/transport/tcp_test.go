@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -149,7 +150,7 @@ func TestFurtherPort(t *testing.T) {
 	}
 }
 
-// A port that somebody else has is done without.
+// A port that somebody else has is done without, and taken when it is free.
 func TestFurtherPortIsTaken(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -157,10 +158,28 @@ func TestFurtherPortIsTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	a := start(t, "127.0.0.1", func(c *Config) { c.TCPPort = uint16(l.Addr().(*net.TCPAddr).Port) })
-	b := start(t, "127.0.0.2")
+	port := uint16(l.Addr().(*net.TCPAddr).Port)
+	further := func(c *Config) { c.TCPPort, c.tune.maxBackoff = port, 50*time.Millisecond }
+	a, b := start(t, "127.0.0.1", further), start(t, "127.0.0.2", further)
 	connect(t, a, b)
 	exchange(t, a, b)
+	if err := a.TCPTrouble(); !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("the trouble is %v", err)
+	}
+	if err := b.TCPTrouble(); err != nil { // nobody has it there
+		t.Error(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the port to be taken", func() bool { return a.TCPTrouble() == nil })
+	a.undiallable()
+	b.undiallable() // by the usual port
+	blockUDP(true, a, b)
+	await(t, "TCP to be taken", func() bool { return a.status(b.self).TCP && b.status(a.self).TCP })
+	if s := a.status(b.self); s.Addr.Port() != port && b.status(a.self).Addr.Port() != port {
+		t.Errorf("status %+v", s)
+	}
 }
 
 // proxy serves CONNECT to whatever is asked for, for those who know the password,

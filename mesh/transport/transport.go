@@ -32,7 +32,7 @@ type Transport struct {
 	log    *logrus.Entry
 	epoch  time.Time // what nanoseconds in atomics count from
 	conn   Conn
-	tcp    []net.Listener // one, or one more for Config.TCPPort
+	tcp    []net.Listener // one, or one more for Config.TCPPort if it was free
 	port   uint16
 	closed chan struct{}
 	closer sync.Once
@@ -62,11 +62,13 @@ type Transport struct {
 	attempts map[uint32]*attempt
 	pendings pendings
 	refusals refusals
-	ups      []id.PeerID   // for control to tell Config.PeerUp
-	watching int           // links that are watched closely
-	probes   int           // of path MTUs, sent in this tick
-	opening  int           // pipes that are being opened
-	every    time.Duration // between control's ticks
+	// tcpTrouble is why nobody listens on Config.TCPPort.
+	tcpTrouble error
+	ups        []id.PeerID   // for control to tell Config.PeerUp
+	watching   int           // links that are watched closely
+	probes     int           // of path MTUs, sent in this tick
+	opening    int           // pipes that are being opened
+	every      time.Duration // between control's ticks
 }
 
 // New binds the UDP and the TCP port, and Config.TCPPort if it can, and derives the keys from the password,
@@ -84,12 +86,9 @@ func New(cfg Config) (*Transport, error) {
 		conn = cfg.tune.wrapConn(conn)
 	}
 	listeners := []net.Listener{tcp}
-	if cfg.TCPPort != 0 && cfg.TCPPort != port {
-		if further, err := listenTCP(cfg.Listen.Addr(), cfg.TCPPort); err == nil {
-			listeners = append(listeners, further)
-		} else { // somebody else may have it: that is no reason to do nothing
-			cfg.Log.WithError(err).Error("hosts that get out by that port only will not reach this one")
-		}
+	further, trouble := cfg.listenFurther(port)
+	if further != nil {
+		listeners = append(listeners, further)
 	}
 	if cfg.tune.wrapTCP != nil {
 		listeners[0] = cfg.tune.wrapTCP(tcp)
@@ -111,6 +110,8 @@ func New(cfg Config) (*Transport, error) {
 		attempts:  map[uint32]*attempt{},
 		pendings:  newPendings(),
 		refusals:  refusals{},
+
+		tcpTrouble: trouble,
 	}
 	t.links.Store(&map[id.PeerID]*Link{})
 	t.receiver = newReceiver(t)
@@ -167,6 +168,9 @@ func (t *Transport) Run(ctx context.Context) error {
 	g.Go(func() error { return t.receive(gctx) })
 	for _, l := range t.tcp {
 		g.Go(func() error { return t.accept(gctx, l) })
+	}
+	if t.TCPTrouble() != nil {
+		g.Go(func() error { return t.acceptLate(gctx, g) })
 	}
 	g.Go(func() error { t.control(gctx); return nil })
 	g.Go(func() error {

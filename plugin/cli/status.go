@@ -45,11 +45,13 @@ JSON, under "problems" and "refusals".`
 	peers.Long = `List the other hosts, those first that are not well.
 
 LOSS is how many of the last hundred pings by the path in use got no answer,
-whichever way it got lost. PATH FOR is how long the path has been this one, and
-KEYS FOR how long the session's keys have been in use, which are agreed on anew
-now and then. NAT is what that host says that stands before it: none, cone (one
-outside port for all others: hosts behind such NATs meet directly), or symmetric
-(another outside port for each: two such hosts meet through others).`
+whichever way it got lost; where that is 5 % or more, and not for a moment only,
+"weave status" names it as a problem. PATH FOR is how long the path has been
+this one, and KEYS FOR how long the session's keys have been in use, which are
+agreed on anew now and then. NAT is what that host says that stands before it:
+none, cone (one outside port for all others: hosts behind such NATs meet
+directly), or symmetric (another outside port for each: two such hosts meet
+through others).`
 	cmd.AddCommand(
 		peers,
 		a.viewCommand("routes", "List the way to each other host",

@@ -106,6 +106,7 @@ type Peer struct {
 	PathMTU   int              `json:"pathMTU,omitempty"` // in bytes, if the path is by UDP
 	Loss      float64          `json:"loss"`              // share of the pings of late that have no answer, on this path
 	Pings     int              `json:"pings"`             // of late, whose answer is due; 0: Loss is not known
+	Lossy     bool             `json:"lossy,omitempty"`   // Loss is high, and not for a moment only
 	Since     time.Time        `json:"since,omitzero"`    // of the state
 	PathSince time.Time        `json:"pathSince,omitzero"`
 	KeysSince time.Time        `json:"keysSince,omitzero"` // when the session's keys were agreed on

@@ -238,6 +238,19 @@ func TestPortTaken(t *testing.T) {
 	p.works()
 }
 
+// TestFurtherPortTaken: all works without the further port, which is told until it
+// is free.
+func TestFurtherPortTaken(t *testing.T) {
+	t.Parallel()
+	p := newPlugin(t, "WEAVE_ADDRESS=127.0.0.1", "WEAVE_TCP_PORT=443", takesPort+"=127.0.0.1:443").start()
+	p.problem("127.0.0.1:443", "WEAVE_TCP_PORT")
+	if s := p.status(); s.Peer == "" || len(s.Problems) != 1 {
+		t.Errorf("more is wrong: %+v", s)
+	}
+	must(t, p.cmd.Process.Signal(unix.SIGUSR1))
+	p.works()
+}
+
 func TestCorruptState(t *testing.T) {
 	t.Parallel()
 	p := newPlugin(t, "WEAVE_ADDRESS=127.0.0.1")

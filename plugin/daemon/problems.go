@@ -31,6 +31,7 @@ type findings struct {
 	waiting  []waiting
 	unlike   map[string]string // networks that are not the same everywhere, by name
 	lan      string            // why this host is not announced on the LAN, though it should be
+	tcpPort  error             // why the further TCP port is not open, though it should be
 	status   *control.Status
 	up       time.Duration // since the start
 }
@@ -63,6 +64,7 @@ func (f findings) problems() []control.Problem {
 	for _, key := range slices.Sorted(maps.Keys(f.failures)) {
 		l.add(control.Error, "restart the plugin", "segment %s carries nothing: %s", key, f.failures[key])
 	}
+	f.furtherPort(&l)
 	f.pools(&l)
 	f.removals(&l)
 	for _, name := range slices.Sorted(maps.Keys(f.unlike)) {
@@ -138,6 +140,10 @@ func (f findings) peers(l *problems) {
 		l.add(control.Warning, wayIn(x.Error, open), "no peer was met at %s: %s", x.Address, strings.TrimPrefix(x.Error, "connect to "+x.Address+": "))
 	}
 	for _, x := range s.Peers {
+		if x.Lossy {
+			l.add(control.Warning, "look whether the network between the two hosts, or one of them, is overloaded or broken: containers' TCP is slow until then",
+				"host %s: %.0f%% of the pings to it, by %s, are lost", x.Nickname, 100*x.Loss, way(x))
+		}
 		if x.State == control.Up || f.up <= patience {
 			continue
 		}
@@ -147,6 +153,26 @@ func (f findings) peers(l *problems) {
 		}
 		l.add(control.Warning, wayIn(x.Error, open), "host %s %s", x.Nickname, why)
 	}
+}
+
+// furtherPort tells that nobody listens on the further TCP port.
+func (f findings) furtherPort(l *problems) {
+	if f.tcpPort == nil {
+		return
+	}
+	do := wayOut(f.tcpPort)
+	if errors.Is(f.tcpPort, syscall.EADDRINUSE) {
+		do = "stop the program that uses the port, or set " + config.TCPPort + " to another one, the same on all hosts"
+	}
+	l.add(control.Error, do, "hosts that get out by the port of %s only do not reach this one: %v", config.TCPPort, f.tcpPort)
+}
+
+// way names the path to a peer.
+func way(x control.Peer) string {
+	if x.Via != "" {
+		return x.Path + " via " + x.Via
+	}
+	return x.Path
 }
 
 func (f findings) pools(l *problems) {

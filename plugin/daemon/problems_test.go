@@ -81,6 +81,14 @@ func TestProblems(t *testing.T) {
 			[]string{"no password", "6783", "WEAVE_PASSWORD"}},
 		"LAN": {func(f *findings) { f.lan = "eth0: operation not permitted" }, control.Warning,
 			[]string{"same LAN", "eth0: operation not permitted", "-> let out UDP port 6785", "WEAVE_PEERS"}},
+		"TCP port": {func(f *findings) { f.tcpPort = fmt.Errorf("listen on tcp [::]:443: %w", syscall.EADDRINUSE) }, control.Error,
+			[]string{"WEAVE_TCP_PORT only", "[::]:443: address already in use", "-> stop the program that uses the port"}},
+		"loss": {func(f *findings) {
+			f.status.Peers[0].Loss, f.status.Peers[0].Lossy, f.status.Peers[0].Path = 0.12, true, "direct UDP"
+		}, control.Warning, []string{"host right: 12% of the pings to it, by direct UDP, are lost", "-> look whether the network"}},
+		"loss of relays": {func(f *findings) {
+			f.status.Peers[0].Lossy, f.status.Peers[0].Path, f.status.Peers[0].Via = true, "relay", "third"
+		}, control.Warning, []string{"by relay via third"}},
 		"seed": {func(f *findings) {
 			f.status.Seeds[2].Tried, f.status.Seeds[2].Error = time.Unix(1, 0), "no answer"
 		}, control.Warning, []string{"new:6783: no answer", "UDP and TCP"}},
@@ -155,18 +163,18 @@ func TestPeerStatus(t *testing.T) {
 func TestPathStatus(t *testing.T) {
 	path, keys := time.Unix(1000, 0), time.Unix(2000, 0)
 	x := mesh.Peer{Alive: true, NAT: mesh.NATCone, Path: transport.PeerStatus{
-		State: transport.StateUp, PathSince: path, Established: keys, Pings: 80, LostPings: 20,
+		State: transport.StateUp, PathSince: path, Established: keys, Pings: 80, LostPings: 20, Lossy: true,
 	}}
 	got := peerStatus(x)
-	if got.Loss != 0.25 || got.Pings != 80 || !got.PathSince.Equal(path) || !got.KeysSince.Equal(keys) || got.NAT != "cone" {
+	if got.Loss != 0.25 || !got.Lossy || got.Pings != 80 || !got.PathSince.Equal(path) || !got.KeysSince.Equal(keys) || got.NAT != "cone" {
 		t.Errorf("%+v", got)
 	}
-	x.Path.Pings, x.Path.LostPings = 0, 0
+	x.Path.Pings, x.Path.LostPings, x.Path.Lossy = 0, 0, false
 	if got := peerStatus(x); got.Loss != 0 || got.Pings != 0 {
 		t.Errorf("no ping is due: %+v", got)
 	}
-	x.Alive = false
-	if got := peerStatus(x); got.Pings != 0 || !got.PathSince.IsZero() || !got.KeysSince.IsZero() {
+	x.Alive, x.Path.Pings, x.Path.Lossy = false, 80, true
+	if got := peerStatus(x); got.Pings != 0 || got.Lossy || !got.PathSince.IsZero() || !got.KeysSince.IsZero() {
 		t.Errorf("it is not up: %+v", got)
 	}
 }

@@ -40,6 +40,7 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 		d.describe(&s, p)
 		f.failures = p.failures()
 		f.waiting = p.waiting()
+		f.tcpPort = p.node.TCPTrouble()
 		if lan, ok := p.node.LAN(); ok {
 			s.LAN = &control.LAN{Port: mesh.LANPort, Links: lan.Links, Foreign: lan.Foreign}
 			f.lan = lan.Trouble
@@ -121,7 +122,7 @@ func peerStatus(x mesh.Peer) control.Peer {
 		out.State, out.Path, out.Hops, out.Error = control.Up, "direct UDP", 1, ""
 		out.PathSince, out.KeysSince = x.Path.PathSince, x.Path.Established
 		if out.Pings = x.Path.Pings; out.Pings > 0 {
-			out.Loss = float64(x.Path.LostPings) / float64(out.Pings)
+			out.Loss, out.Lossy = float64(x.Path.LostPings)/float64(out.Pings), x.Path.Lossy
 		}
 		out.Frames, out.FramesWhy, out.PathMTU = control.Sealed, x.FastWhy, x.Path.MTU
 		switch {

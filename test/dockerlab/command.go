@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -60,6 +59,11 @@ func (h *Host) RunContext(ctx context.Context, name string, args ...string) (str
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := cmd.Run()
+	return h.result(ctx, out.String(), errOut.String(), err, name, args)
+}
+
+// result makes Run's of what a command wrote and how it ended.
+func (h *Host) result(ctx context.Context, out, errOut string, err error, name string, args []string) (string, error) {
 	if ctx.Err() != nil {
 		err = ctx.Err()
 	}
@@ -67,44 +71,38 @@ func (h *Host) RunContext(ctx context.Context, name string, args ...string) (str
 		err = &CommandError{
 			Host:    h.name,
 			Command: strings.Join(append([]string{filepath.Base(name)}, args...), " "),
-			Stderr:  strings.TrimSpace(errOut.String()),
+			Stderr:  strings.TrimSpace(errOut),
 			Err:     err,
 		}
 	}
-	return strings.TrimRight(out.String(), "\n"), err
+	return strings.TrimRight(out, "\n"), err
 }
 
 // Docker runs the docker command-line tool.
 func (h *Host) Docker(args ...string) (string, error) { return h.Run("docker", args...) }
-
-// Compose runs docker-compose.
-func (h *Host) Compose(args ...string) (string, error) {
-	return h.Run("env", slices.Concat(quickPython(), []string{"docker-compose"}, args)...)
-}
-
-// quickPython is the environment in which Debian's docker-compose 1 starts in
-// half the time: setuptools does not stand in for Python's own distutils, where
-// there still is one.
-var quickPython = sync.OnceValue(func() []string {
-	const own = "SETUPTOOLS_USE_DISTUTILS=stdlib"
-	if exec.Command("env", own, "docker-compose", "version").Run() != nil {
-		return nil
-	}
-	return []string{own}
-})
 
 // Weave runs the weave command-line tool that `make build` made.
 func (h *Host) Weave(args ...string) (string, error) {
 	return h.Run(filepath.Join(BuildDir(), "weave"), args...)
 }
 
-// InstallPlugin makes a plugin from a directory with config.json and rootfs/,
-// gives it settings and enables it.
+// InstallPlugin makes a plugin from a directory with config.json and rootfs/, unless
+// Prepare did so, gives it settings and enables it.
 func (h *Host) InstallPlugin(dir string, settings map[string]string) error {
-	if _, err := h.Docker("plugin", "create", PluginName, dir); err != nil {
-		return err
+	if h.madeOf != dir {
+		if err := h.createPlugin(dir); err != nil {
+			return err
+		}
 	}
 	return errors.Join(h.SetPlugin(settings), h.EnablePlugin())
+}
+
+func (h *Host) createPlugin(dir string) error {
+	_, err := h.Docker("plugin", "create", PluginName, dir)
+	if err == nil {
+		h.madeOf = dir
+	}
+	return err
 }
 
 // SetPlugin changes settings of the disabled plugin.
@@ -135,6 +133,9 @@ func (h *Host) DisablePlugin() error {
 // RemovePlugin disables and removes the plugin; its state stays.
 func (h *Host) RemovePlugin() error {
 	_, err := h.Docker("plugin", "rm", "-f", PluginName)
+	if err == nil {
+		h.madeOf = ""
+	}
 	return err
 }
 
@@ -164,11 +165,16 @@ func BuildDir() string {
 	return filepath.Join(ProjectDir(), "build")
 }
 
+// quickStart has short-lived Go programs not collect their garbage: for each
+// container dockerd starts itself three times, and would spend a third of that
+// on it. The plugin does not see it.
+const quickStart = "GOGC=400"
+
 // enter makes a command that runs in the host's namespaces.
 func (h *Host) enter(command func(string, ...string) *exec.Cmd, name string, args ...string) *exec.Cmd {
 	target := fmt.Sprintf("--target=%d", h.init.Process.Pid)
 	cmd := command("nsenter", append([]string{target, "--mount", "--uts", "--net", "--pid", name}, args...)...)
-	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(h.dir, "docker-cli"), "DOCKER_HOST=", "WEAVE_SOCKET=")
+	cmd.Env = append(os.Environ(), "DOCKER_CONFIG="+filepath.Join(h.dir, "docker-cli"), "DOCKER_HOST=", "WEAVE_SOCKET=", quickStart)
 	return cmd
 }
 

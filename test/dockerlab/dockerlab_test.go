@@ -1,7 +1,9 @@
 package dockerlab
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -147,4 +149,75 @@ func TestEngineLifecycle(t *testing.T) {
 		t.Logf("%s took %v", step.name, time.Since(begin))
 		before = after
 	}
+}
+
+// composeFile holds one service; what it lacks is the command.
+const composeFile = `
+services:
+  one:
+    image: ` + Image + `
+    network_mode: none
+    command: %s
+`
+
+// TestCompose: calls that share what docker-compose imports are told apart by
+// what they write and how they end, and one that takes too long is ended.
+func TestCompose(t *testing.T) {
+	t.Parallel()
+	h := addHost(t, newLab(t), 1)
+	file := func(command string) string {
+		path := filepath.Join(t.TempDir(), "compose.yml")
+		if err := os.WriteFile(path, fmt.Appendf(nil, composeFile, command), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	var calls sync.WaitGroup
+	for _, name := range []string{"a", "b", "c"} {
+		calls.Go(func() {
+			out, err := h.Compose("-p", name, "-f", file("echo said by "+name), "run", "--rm", "-T", "one")
+			if err != nil || out != "said by "+name {
+				t.Errorf("%s printed %q: %v", name, out, err)
+			}
+		})
+	}
+	calls.Wait()
+	if pythonOf("docker-compose") != "" && h.composer.run == nil {
+		t.Error("each call imports anew")
+	}
+	_, err := h.Compose("-f", "nowhere.yml", "up")
+	var failed *CommandError
+	if !errors.As(err, &failed) || !strings.Contains(failed.Stderr, "nowhere.yml") || failed.Command != "docker-compose -f nowhere.yml up" {
+		t.Errorf("a file that is not there: %v", err)
+	}
+	before := pythons(t, h)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	if _, err := h.compose(ctx, "-f", file("tool idle"), "up"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a service that runs on: %v", err)
+	}
+	for end := time.Now().Add(10 * time.Second); pythons(t, h) != before; time.Sleep(pollEvery) {
+		if time.Now().After(end) {
+			t.Fatalf("of the ended call %d processes are left", pythons(t, h)-before)
+		}
+	}
+	if err := h.Reboot(); err != nil {
+		t.Fatal(err)
+	}
+	must(t)(h.Compose("version"))
+}
+
+// pythons counts a host's processes that run Python.
+func pythons(t *testing.T, h *Host) (n int) {
+	t.Helper()
+	pids, err := processesIn(h.net.NamespacePath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range pids {
+		if name := commandOf(pid); strings.HasPrefix(name, "python") || strings.HasPrefix(name, "docker-compose") {
+			n++
+		}
+	}
+	return n
 }

@@ -41,6 +41,9 @@ type Host struct {
 	net    *netlab.Host
 	init   *process // the host's first process
 	engine *process
+
+	composer composer
+	madeOf   string // the folder that the plugin was made of; empty: it is not there
 }
 
 // process is a started child; done is closed when it has been waited for.
@@ -139,8 +142,11 @@ func (h *Host) PowerOff() error {
 	if h.engine != nil {
 		<-h.engine.done
 	}
+	if h.composer.run != nil {
+		<-h.composer.run.done
+	}
 	err = errors.Join(err, removeCgroups(h.cgroup()), h.lab.net.RemoveHost(h.net))
-	h.net, h.init, h.engine = nil, nil, nil
+	h.net, h.init, h.engine, h.composer = nil, nil, nil, composer{}
 	return err
 }
 

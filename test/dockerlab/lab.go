@@ -3,9 +3,10 @@
 // and a PID namespace, so that a host can be switched off like a real one and
 // takes every process and mount with it.
 //
-// It needs root, docker.io, iproute2, iptables and busybox-static, touches
-// neither the machine's engine nor its containerd, and knows of the plugin only
-// how to install it: what the plugin must do is for package e2e to say.
+// It needs root, docker.io, iproute2, iptables and busybox-static, and for
+// Compose docker-compose, touches neither the machine's engine nor its
+// containerd, and knows of the plugin only how to install it: what the plugin
+// must do is for package e2e to say.
 package dockerlab
 
 import (
@@ -38,6 +39,8 @@ type Lab struct {
 	dir   string
 	image string
 
+	prototype, plugin string // of Prepare: /var/lib of a host, the folder of the plugin there
+
 	mu    sync.Mutex
 	hosts map[int]*Host // guarded by mu
 }
@@ -61,6 +64,28 @@ func New(name string) (*Lab, error) {
 // Net returns the network below, for captures.
 func (l *Lab) Net() *netlab.Lab { return l.net }
 
+// Prepare boots host number n, installs the plugin from a folder without enabling
+// it, and switches the host off again. Hosts that are added later begin with a copy
+// of its disk: an engine takes seconds to pack image and plugin. It is to be called
+// before the first AddHost.
+func (l *Lab) Prepare(n int, plugin string) error {
+	h, err := l.AddHost(n)
+	if err != nil {
+		return err
+	}
+	err = h.createPlugin(plugin)
+	disk := filepath.Join(l.dir, "prototype")
+	if err = errors.Join(err, h.Stop()); err == nil {
+		if err = h.PowerOff(); err == nil {
+			err = os.Rename(filepath.Join(h.dir, "var-lib"), disk)
+		}
+	}
+	if err = errors.Join(err, l.RemoveHost(h)); err == nil {
+		l.prototype, l.plugin = disk, plugin
+	}
+	return err
+}
+
 // AddHost makes host number n (see netlab) and boots it: when it returns, the
 // engine answers and has the image.
 func (l *Lab) AddHost(n int) (*Host, error) {
@@ -75,10 +100,14 @@ func (l *Lab) AddHost(n int) (*Host, error) {
 	l.hosts[n] = h
 	l.mu.Unlock()
 	err := h.Configure(false)
+	if err == nil && l.prototype != "" {
+		h.madeOf = l.plugin
+		err = exec.Command("cp", "-a", "--reflink=auto", l.prototype+"/.", filepath.Join(h.dir, "var-lib")).Run()
+	}
 	if err == nil {
 		err = h.Boot()
 	}
-	if err == nil {
+	if err == nil && l.prototype == "" {
 		_, err = h.Docker("import", "--change", `CMD ["sh"]`, l.image, Image)
 	}
 	if err != nil {

@@ -74,8 +74,8 @@ func TestComposeSameSecond(t *testing.T) {
 func composeSameSecond(t *testing.T, hs []*dockerlab.Host, dir, name string, rounds int) (pools []string, err error) {
 	down := func(h *dockerlab.Host) error { // cheaper than docker-compose down
 		return errors.Join(
-			askFor(h, http.MethodDelete, "/containers/"+name+"_one_1?force=1", nil),
-			askFor(h, http.MethodDelete, "/networks/"+name, nil))
+			askFor(h, http.MethodDelete, "/containers/"+name+"_one_1?force=1", nil, nil),
+			askFor(h, http.MethodDelete, "/networks/"+name, nil, nil))
 	}
 	file := filepath.Join(dir, "compose.yml")
 	for i := range rounds {

@@ -124,7 +124,7 @@ func TestBadCalls(t *testing.T) {
 // unixClient speaks HTTP to a unix socket.
 func unixClient(socket string) *http.Client {
 	return &http.Client{
-		Timeout: 30 * time.Second,
+		Timeout: 90 * time.Second, // as commands have
 		Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socket)

@@ -81,7 +81,7 @@ func runAndRemove(h *dockerlab.Host, net, name string, containers int, addresses
 	for i := range containers {
 		name := fmt.Sprintf("%s-%d", name, i)
 		names = append(names, name)
-		_, err := h.Docker("run", "-d", "--name", name, "--net", net, dockerlab.Image, "tool", "idle")
+		err := launch(h, name, net, nil)
 		if err == nil {
 			var address string
 			address, err = addressOf(h, name, net)

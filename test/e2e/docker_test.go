@@ -1,11 +1,7 @@
 package e2e
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
@@ -146,25 +142,14 @@ func TestMACAddress(t *testing.T) {
 func runWithMAC(t *testing.T, h *dockerlab.Host, net, mac string) container {
 	t.Helper()
 	c := container{t, h, net, uniqueName("container")}
-	body, err := json.Marshal(map[string]any{
-		"Image": dockerlab.Image, "Cmd": idle(), "MacAddress": mac,
-		"HostConfig": map[string]any{"NetworkMode": net},
+	t.Cleanup(func() {
+		if err := remove(h, c.name); err != nil {
+			t.Error(err)
+		}
 	})
-	if err != nil {
+	if err := launch(h, c.name, net, map[string]any{"MacAddress": mac}); err != nil {
 		t.Fatal(err)
 	}
-	client := unixClient(h.Path("/run/docker.sock"))
-	defer client.CloseIdleConnections()
-	response, err := client.Post("http://docker/v1.41/containers/create?name="+c.name, "application/json", bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	if answer, err := io.ReadAll(response.Body); err != nil || response.StatusCode != http.StatusCreated {
-		t.Fatalf("create: %s %s %v", response.Status, answer, err)
-	}
-	t.Cleanup(func() { docker(t, h, "rm", "-f", c.name) })
-	docker(t, h, "start", c.name)
 	return c
 }
 

@@ -123,7 +123,7 @@ func TestEverywhere(t *testing.T) {
 		docker(t, c.host, "rm", "-f", c.name)
 	}
 	for _, h := range hs {
-		if err := askFor(h, http.MethodDelete, "/containers/"+project+"_one_1?force=1", nil); err != nil {
+		if err := askFor(h, http.MethodDelete, "/containers/"+project+"_one_1?force=1", nil, nil); err != nil {
 			t.Error(err)
 		}
 	}

@@ -26,6 +26,7 @@ const (
 	seed     = "10.99.0.1" // h1
 	spare    = 201         // number of the first host that a test adds for itself
 	lastHost = 249         // 250 is nobody
+	model    = 200         // whose disk the others begin with
 )
 
 // Tests that can run at once wait most of the time: for timers, for peers, for
@@ -128,6 +129,9 @@ func (s *shared) open() error {
 	if err == nil {
 		s.lab, err = dockerlab.New(netlab.UniqueName())
 	}
+	if err == nil {
+		err = s.lab.Prepare(model, pluginDir())
+	}
 	return err
 }
 
@@ -184,6 +188,13 @@ func joined(i int, first string) map[string]string {
 // those of host i, where the first has that address.
 func spareHosts(t *testing.T, n int, settings func(i int, first string) map[string]string) []*dockerlab.Host {
 	t.Helper()
+	return bootSpare(t, n, func(i int, first string, h *dockerlab.Host) error { return install(h, settings(i, first)) })
+}
+
+// bootSpare boots hosts for one test and does something on each, which are gone
+// after it.
+func bootSpare(t *testing.T, n int, then func(i int, first string, h *dockerlab.Host) error) []*dockerlab.Host {
+	t.Helper()
 	requireRoot(t)
 	numbers, err := common.numbers(n)
 	if err != nil {
@@ -199,7 +210,7 @@ func spareHosts(t *testing.T, n int, settings func(i int, first string) map[stri
 			if all[i], err = common.lab.AddHost(number); err != nil {
 				return err
 			}
-			return install(all[i], settings(i, first))
+			return then(i, first, all[i])
 		})
 	}
 	err = boots.Wait()
@@ -233,21 +244,19 @@ func isSpare(h *dockerlab.Host) bool {
 	return err == nil && n >= spare
 }
 
-// emptyHost boots a spare host without the plugin.
+// emptyHosts boots spare hosts on which the plugin is not enabled.
+func emptyHosts(t *testing.T, n int) []*dockerlab.Host {
+	t.Helper()
+	return bootSpare(t, n, func(int, string, *dockerlab.Host) error { return nil })
+}
+
+// emptyHost boots one without the plugin.
 func emptyHost(t *testing.T) *dockerlab.Host {
 	t.Helper()
-	requireRoot(t)
-	numbers, err := common.numbers(1)
-	if err != nil {
-		t.Fatalf("no lab: %v", err)
-	}
-	booting.Lock()
-	defer booting.Unlock()
-	h, err := common.lab.AddHost(numbers[0])
-	if err != nil {
+	h := emptyHosts(t, 1)[0]
+	if err := h.RemovePlugin(); err != nil {
 		t.Fatal(err)
 	}
-	removeAfter(t, h)
 	return h
 }
 

@@ -4,10 +4,12 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -63,17 +65,24 @@ func docker(t *testing.T, h *dockerlab.Host, args ...string) string {
 
 // ask asks the engine's API, which is cheaper than a command.
 func ask(h *dockerlab.Host, path string, answer any) error {
-	return askFor(h, http.MethodGet, path, answer)
+	return askFor(h, http.MethodGet, path, nil, answer)
 }
 
-// askFor is ask with another method; answer may be nil.
-func askFor(h *dockerlab.Host, method, path string, answer any) error {
+// askFor is ask with another method, and a body; answer may be nil.
+func askFor(h *dockerlab.Host, method, path string, body, answer any) error {
 	client := unixClient(h.Path("/run/docker.sock"))
 	defer client.CloseIdleConnections()
-	request, err := http.NewRequest(method, "http://docker/v1.41"+path, nil)
+	var sent bytes.Buffer
+	if body != nil {
+		if err := json.NewEncoder(&sent).Encode(body); err != nil {
+			return err
+		}
+	}
+	request, err := http.NewRequest(method, "http://docker/v1.41"+path, &sent)
 	if err != nil {
 		return err
 	}
+	request.Header.Set("Content-Type", "application/json")
 	response, err := client.Do(request)
 	if err != nil {
 		return fmt.Errorf("engine of %s: %w", h.Name(), err)
@@ -155,7 +164,7 @@ func network(t *testing.T, hosts []*dockerlab.Host, args ...string) string {
 // restarted though it lists nobody on it: that is no fault of the plugin's.
 func removeNetwork(t *testing.T, h *dockerlab.Host, name string) error {
 	t.Helper()
-	_, err := h.Docker("network", "rm", name)
+	err := askFor(h, http.MethodDelete, "/networks/"+name, nil, nil)
 	if err == nil || !strings.Contains(err.Error(), "has active endpoints") {
 		return err
 	}
@@ -194,7 +203,7 @@ func run(t *testing.T, h *dockerlab.Host, net string, options []string, command 
 	args = append(append(args, dockerlab.Image), command...)
 	if !isSpare(h) {
 		t.Cleanup(func() {
-			if _, err := h.Docker("rm", "-f", c.name); err != nil {
+			if err := remove(h, c.name); err != nil {
 				t.Error(err)
 			}
 		})
@@ -221,8 +230,29 @@ func occupy(t *testing.T, hosts []*dockerlab.Host, net string, containers int) {
 }
 
 // start runs a container that nobody needs to know.
-func start(h *dockerlab.Host, net string) error {
-	_, err := h.Docker(append([]string{"run", "-d", "--net", net, dockerlab.Image}, idle()...)...)
+func start(h *dockerlab.Host, net string) error { return launch(h, "", net, nil) }
+
+// launch does what `docker run -d` asks of the engine, for a container that is
+// idle; it may have no name, and more settings.
+func launch(h *dockerlab.Host, name, net string, more map[string]any) error {
+	settings := map[string]any{
+		"Image": dockerlab.Image, "Cmd": idle(), "HostConfig": map[string]any{"NetworkMode": net},
+	}
+	maps.Copy(settings, more)
+	var created struct{ ID string }
+	err := askFor(h, http.MethodPost, "/containers/create?name="+name, settings, &created)
+	if err != nil {
+		return err
+	}
+	return askFor(h, http.MethodPost, "/containers/"+created.ID+"/start", nil, nil)
+}
+
+// remove is `docker rm -f`: a container that is not there is removed.
+func remove(h *dockerlab.Host, name string) error {
+	err := askFor(h, http.MethodDelete, "/containers/"+name+"?force=1", nil, nil)
+	if err != nil && strings.Contains(err.Error(), "No such container") {
+		return nil
+	}
 	return err
 }
 
@@ -310,7 +340,17 @@ func (c container) try(command ...string) (string, error) {
 
 func (c container) inspect(field string) string {
 	c.t.Helper()
-	return docker(c.t, c.host, "inspect", "-f", fmt.Sprintf(`{{(index .NetworkSettings.Networks %q).%s}}`, c.net, field), c.name)
+	var known struct {
+		NetworkSettings struct{ Networks map[string]map[string]any }
+	}
+	if err := ask(c.host, "/containers/"+c.name+"/json", &known); err != nil {
+		c.t.Fatal(err)
+	}
+	value, found := known.NetworkSettings.Networks[c.net][field].(string)
+	if !found {
+		c.t.Fatalf("%s has no %s on %s", c.name, field, c.net)
+	}
+	return value
 }
 
 func (c container) ip() string { c.t.Helper(); return c.inspect("IPAddress") }
