@@ -83,6 +83,8 @@ func TestProblems(t *testing.T) {
 			[]string{"same LAN", "eth0: operation not permitted", "-> let out UDP port 6785", "WEAVE_PEERS"}},
 		"TCP port": {func(f *findings) { f.tcpPort = fmt.Errorf("listen on tcp [::]:443: %w", syscall.EADDRINUSE) }, control.Error,
 			[]string{"WEAVE_TCP_PORT only", "[::]:443: address already in use", "-> stop the program that uses the port"}},
+		"unlike": {func(f *findings) { f.unlike = map[string]string{"app": "network app is another one"} }, control.Warning,
+			[]string{"network app is another one", "-> remove or rename"}},
 		"loss": {func(f *findings) {
 			f.status.Peers[0].Loss, f.status.Peers[0].Lossy, f.status.Peers[0].Path = 0.12, true, "direct UDP"
 		}, control.Warning, []string{"host right: 12% of the pings to it, by direct UDP, are lost", "-> look whether the network"}},
