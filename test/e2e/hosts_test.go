@@ -184,6 +184,15 @@ func joined(i int, first string) map[string]string {
 // those of host i, where the first has that address.
 func spareHosts(t *testing.T, n int, settings func(i int, first string) map[string]string) []*dockerlab.Host {
 	t.Helper()
+	return bootSpare(t, n, func(i, first int, h *dockerlab.Host) error {
+		return install(h, settings(i, fmt.Sprintf("10.99.0.%d", first)))
+	})
+}
+
+// bootSpare boots hosts for one test, and prepares host i of them; first is the
+// number of the first.
+func bootSpare(t *testing.T, n int, prepare func(i, first int, h *dockerlab.Host) error) []*dockerlab.Host {
+	t.Helper()
 	requireRoot(t)
 	numbers, err := common.numbers(n)
 	if err != nil {
@@ -191,7 +200,6 @@ func spareHosts(t *testing.T, n int, settings func(i int, first string) map[stri
 	}
 	booting.Lock()
 	defer booting.Unlock()
-	first := fmt.Sprintf("10.99.0.%d", numbers[0])
 	all := make([]*dockerlab.Host, n)
 	var boots errgroup.Group
 	for i, number := range numbers {
@@ -199,7 +207,7 @@ func spareHosts(t *testing.T, n int, settings func(i int, first string) map[stri
 			if all[i], err = common.lab.AddHost(number); err != nil {
 				return err
 			}
-			return install(all[i], settings(i, first))
+			return prepare(i, numbers[0], all[i])
 		})
 	}
 	err = boots.Wait()
@@ -236,19 +244,13 @@ func isSpare(h *dockerlab.Host) bool {
 // emptyHost boots a spare host without the plugin.
 func emptyHost(t *testing.T) *dockerlab.Host {
 	t.Helper()
-	requireRoot(t)
-	numbers, err := common.numbers(1)
-	if err != nil {
-		t.Fatalf("no lab: %v", err)
-	}
-	booting.Lock()
-	defer booting.Unlock()
-	h, err := common.lab.AddHost(numbers[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	removeAfter(t, h)
-	return h
+	return emptyHosts(t, 1)[0]
+}
+
+// emptyHosts boots spare hosts without the plugin.
+func emptyHosts(t *testing.T, n int) []*dockerlab.Host {
+	t.Helper()
+	return bootSpare(t, n, func(int, int, *dockerlab.Host) error { return nil })
 }
 
 func removeAfter(t *testing.T, h *dockerlab.Host) {
