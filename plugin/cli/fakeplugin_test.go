@@ -89,6 +89,9 @@ func (fakePlugin) Networks(context.Context) (all []managed.Network, err error) {
 }
 
 func (fakePlugin) RemoveNetwork(_ context.Context, n managed.Network) error {
+	if has("stuck-" + n.Name) {
+		return fmt.Errorf("remove network %s: it is stuck", n.Name)
+	}
 	return call("remove network %s", n.Name)
 }
 

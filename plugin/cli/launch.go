@@ -35,6 +35,7 @@ type Plugin interface {
 const (
 	answerLimit = 30 * time.Second
 	answerEvery = 100 * time.Millisecond
+	askLimit    = 5 * time.Second // for a plugin that is not expected to be there
 )
 
 // launchFlags are those of weave launch that are no setting of their own.
@@ -188,8 +189,8 @@ func (a *app) launch(cmd *cobra.Command, r managed.Request) error {
 	if err != nil {
 		return err
 	}
-	if _, err := a.client().Status(ctx); err == nil && !state.Enabled {
-		return errors.New("weave runs on this host already, without the managed plugin: end that first, as by `systemctl disable --now weave`")
+	if err := a.unmanaged(ctx, state); err != nil {
+		return err
 	}
 	progress := newProgress(cmd.ErrOrStderr())
 	defer progress.done()
@@ -207,9 +208,22 @@ func (a *app) launch(cmd *cobra.Command, r managed.Request) error {
 	return printLaunched(newPrinter(cmd.OutOrStdout(), a.Now()), outcome, status)
 }
 
+// unmanaged returns an error if somebody runs the daemon in another way.
+func (a *app) unmanaged(ctx context.Context, s managed.State) error {
+	if s.Enabled {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	if _, err := a.client().Status(ctx); err != nil {
+		return nil //nolint:nilerr // nobody does
+	}
+	return errors.New("nothing was changed: weave runs on this host without the managed plugin; end that first, as by `systemctl disable --now weave`")
+}
+
 // awaitAnswer waits until the plugin does its work.
-func (a *app) awaitAnswer(ctx context.Context) (control.Status, error) {
-	ctx, cancel := context.WithTimeout(ctx, answerLimit)
+func (a *app) awaitAnswer(parent context.Context) (control.Status, error) {
+	ctx, cancel := context.WithTimeout(parent, answerLimit)
 	defer cancel()
 	tick := time.NewTicker(answerEvery)
 	defer tick.Stop()
@@ -222,6 +236,9 @@ func (a *app) awaitAnswer(ctx context.Context) (control.Status, error) {
 		case <-tick.C:
 			continue
 		case <-ctx.Done():
+		}
+		if parent.Err() != nil {
+			return status, parent.Err()
 		}
 		if err == nil && len(status.Problems) > 0 {
 			return status, fmt.Errorf("the plugin runs but does no work yet: %s; %s (`weave status` tells more)", clean(status.Problems[0].What), clean(status.Problems[0].Do))

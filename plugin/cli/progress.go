@@ -15,16 +15,14 @@ const progressAfter = time.Second
 type progress struct {
 	w        io.Writer
 	terminal bool
-	after    time.Duration
 
 	mu    sync.Mutex
-	timer *time.Timer
+	steps int  // so that a step that has ended says no word
 	shown bool // a line that is to go away
-	steps int
 }
 
 func newProgress(w io.Writer) *progress {
-	return &progress{w: w, terminal: isTerminal(w), after: progressAfter}
+	return &progress{w: w, terminal: isTerminal(w)}
 }
 
 // step begins one, and ends the one before.
@@ -33,7 +31,7 @@ func (g *progress) step(what string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	this := g.steps
-	g.timer = time.AfterFunc(g.after, func() {
+	time.AfterFunc(progressAfter, func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		if g.steps != this {
@@ -52,9 +50,6 @@ func (g *progress) done() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.steps++
-	if g.timer != nil {
-		g.timer.Stop()
-	}
 	if g.shown {
 		_, _ = io.WriteString(g.w, "\r\x1b[K")
 		g.shown = false

@@ -69,6 +69,14 @@ func stopPlugin(ctx context.Context, plugin Plugin, progress *progress, p *print
 }
 
 func removePlugin(ctx context.Context, plugin Plugin, force bool, progress *progress, p *printer) error {
+	state, err := plugin.State(ctx)
+	if err != nil {
+		return err
+	}
+	if !state.There {
+		p.line("Nothing to do: the plugin is not installed.")
+		return p.err
+	}
 	networks, err := plugin.Networks(ctx)
 	if err != nil {
 		return err
@@ -136,6 +144,7 @@ type reset struct {
 
 	state    managed.State
 	networks []managed.Network
+	left     []managed.Network // that could not be removed
 }
 
 func (r *reset) run(ctx context.Context, in io.Reader) error {
@@ -147,15 +156,10 @@ func (r *reset) run(ctx context.Context, in io.Reader) error {
 			return err
 		}
 	}
-	if r.state.Enabled {
-		for _, n := range r.networks {
-			r.progress.step("Removing network " + n.Name)
-			if err := r.plugin.RemoveNetwork(ctx, n); err != nil {
-				return fmt.Errorf("%w; the plugin and its state are still there", err)
-			}
-		}
+	if err := r.removeNetworks(ctx); err != nil {
+		return fmt.Errorf("%w; the plugin and its state are still there", err)
 	}
-	departure, left := r.leave(ctx)
+	departure, asked := r.leave(ctx)
 	r.progress.step("Removing the plugin")
 	if err := r.plugin.Remove(ctx); err != nil {
 		return fmt.Errorf("%w; its state is still there", err)
@@ -164,7 +168,27 @@ func (r *reset) run(ctx context.Context, in io.Reader) error {
 		return err
 	}
 	r.progress.done()
-	return r.report(departure, left)
+	return r.report(departure, asked)
+}
+
+// removeNetworks removes them while there is a plugin to do it. With --force, one
+// that stays is no reason to stay.
+func (r *reset) removeNetworks(ctx context.Context) error {
+	if !r.state.Enabled {
+		r.left = r.networks
+		return nil
+	}
+	for _, n := range r.networks {
+		r.progress.step("Removing network " + n.Name)
+		err := r.plugin.RemoveNetwork(ctx, n)
+		switch {
+		case err != nil && !r.force:
+			return err
+		case err != nil:
+			r.left = append(r.left, n)
+		}
+	}
+	return nil
 }
 
 // look finds out what there is, and whether it may go.
@@ -172,8 +196,8 @@ func (r *reset) look(ctx context.Context) (err error) {
 	if r.state, err = r.plugin.State(ctx); err != nil {
 		return err
 	}
-	if _, err := r.client().Status(ctx); err == nil && !r.state.Enabled {
-		return errors.New("nothing was changed: weave runs on this host without the managed plugin. Stop it first, as by `systemctl disable --now weave`")
+	if err := r.unmanaged(ctx, r.state); err != nil {
+		return err
 	}
 	if r.networks, err = r.plugin.Networks(ctx); err != nil || r.force {
 		return err
@@ -225,6 +249,9 @@ func (r *reset) leave(ctx context.Context) (d control.Departure, asked bool) {
 
 func (r *reset) report(d control.Departure, asked bool) error {
 	r.p.line("Removed: the plugin, its networks, and all that was in %s.", config.HostState)
+	if len(r.left) > 0 {
+		r.p.line("Networks are left, which Docker cannot remove without the plugin. After another weave launch: docker network rm %s", names(r.left))
+	}
 	switch {
 	case len(d.Helpers) > 0:
 		r.p.line("This host leaves the cluster: %s sees to it within some seconds.", clean(strings.Join(d.Helpers, ", ")))
@@ -233,7 +260,7 @@ func (r *reset) report(d control.Departure, asked bool) error {
 	case d.Peer != "":
 		r.p.line("No other host could be asked to remove this one. Type on one of them:")
 		r.p.line("  weave rmpeer --gone %s", clean(d.Peer))
-	case r.state.There:
+	default:
 		r.p.line("If it was part of a cluster, weave status peers on another host shows it as down. Type there:")
 		r.p.line("  weave rmpeer --gone PEER")
 	}

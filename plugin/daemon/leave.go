@@ -21,7 +21,8 @@ import (
 // --gone` does. Who asked and does not go stays: it must not be removed when it
 // is switched off another day.
 const (
-	maxHelpers      = 3 // asked, as one may be switched off meanwhile
+	maxHelpers      = 3  // more than one, as it may be switched off meanwhile
+	maxAsked        = 10 // older versions refuse
 	maxDepartures   = 256
 	departureLimit  = 2 * time.Minute
 	departuresEvery = time.Second
@@ -138,8 +139,8 @@ func (d *daemon) Leave(ctx context.Context) (control.Departure, error) {
 			out.Others++
 		}
 	}
-	for _, x := range p.node.Alive() {
-		if len(out.Helpers) == maxHelpers {
+	for i, x := range p.node.Alive() {
+		if len(out.Helpers) == maxHelpers || i == maxAsked {
 			break
 		}
 		if _, err := p.node.Ask(ctx, x, leaveRequest); err != nil {

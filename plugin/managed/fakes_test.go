@@ -34,7 +34,10 @@ type fakeEngine struct {
 	nets    []engine.Network
 }
 
-func (e *fakeEngine) do(words ...string) error {
+func (e *fakeEngine) do(ctx context.Context, words ...string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	call := strings.Join(words, " ")
 	e.calls = append(e.calls, call)
 	for i, f := range e.fails {
@@ -56,8 +59,8 @@ func (e *fakeEngine) PluginInspect(context.Context, string, client.PluginInspect
 	return client.PluginInspectResult{Plugin: *e.plugin}, nil
 }
 
-func (e *fakeEngine) PluginCreate(_ context.Context, r io.Reader, o client.PluginCreateOptions) (client.PluginCreateResult, error) {
-	if err := e.do("create", o.RepoName); err != nil {
+func (e *fakeEngine) PluginCreate(ctx context.Context, r io.Reader, o client.PluginCreateOptions) (client.PluginCreateResult, error) {
+	if err := e.do(ctx, "create", o.RepoName); err != nil {
 		return client.PluginCreateResult{}, err
 	}
 	e.files = map[string]string{}
@@ -82,8 +85,8 @@ func (e *fakeEngine) PluginCreate(_ context.Context, r io.Reader, o client.Plugi
 	return client.PluginCreateResult{}, nil
 }
 
-func (e *fakeEngine) PluginSet(_ context.Context, _ string, o client.PluginSetOptions) (client.PluginSetResult, error) {
-	if err := e.do(append([]string{"set"}, o.Args...)...); err != nil {
+func (e *fakeEngine) PluginSet(ctx context.Context, _ string, o client.PluginSetOptions) (client.PluginSetResult, error) {
+	if err := e.do(ctx, append([]string{"set"}, o.Args...)...); err != nil {
 		return client.PluginSetResult{}, err
 	}
 	if e.plugin.Enabled {
@@ -102,8 +105,8 @@ func (e *fakeEngine) PluginSet(_ context.Context, _ string, o client.PluginSetOp
 	return client.PluginSetResult{}, nil
 }
 
-func (e *fakeEngine) PluginEnable(context.Context, string, client.PluginEnableOptions) (client.PluginEnableResult, error) {
-	err := e.do("enable")
+func (e *fakeEngine) PluginEnable(ctx context.Context, _ string, _ client.PluginEnableOptions) (client.PluginEnableResult, error) {
+	err := e.do(ctx, "enable")
 	if err == nil {
 		e.plugin.Enabled = true
 		if e.atStart != nil {
@@ -113,28 +116,28 @@ func (e *fakeEngine) PluginEnable(context.Context, string, client.PluginEnableOp
 	return client.PluginEnableResult{}, err
 }
 
-func (e *fakeEngine) PluginDisable(_ context.Context, _ string, o client.PluginDisableOptions) (client.PluginDisableResult, error) {
-	err := e.do("disable", force(o.Force))
+func (e *fakeEngine) PluginDisable(ctx context.Context, _ string, o client.PluginDisableOptions) (client.PluginDisableResult, error) {
+	err := e.do(ctx, "disable", force(o.Force))
 	if err == nil {
 		e.plugin.Enabled = false
 	}
 	return client.PluginDisableResult{}, err
 }
 
-func (e *fakeEngine) PluginRemove(_ context.Context, _ string, o client.PluginRemoveOptions) (client.PluginRemoveResult, error) {
-	err := e.do("rm", force(o.Force))
+func (e *fakeEngine) PluginRemove(ctx context.Context, _ string, o client.PluginRemoveOptions) (client.PluginRemoveResult, error) {
+	err := e.do(ctx, "rm", force(o.Force))
 	if err == nil {
 		e.plugin = nil
 	}
 	return client.PluginRemoveResult{}, err
 }
 
-func (e *fakeEngine) NetworkDisconnect(_ context.Context, network string, o client.NetworkDisconnectOptions) (client.NetworkDisconnectResult, error) {
-	return client.NetworkDisconnectResult{}, e.do("network disconnect", force(o.Force), network, o.Container)
+func (e *fakeEngine) NetworkDisconnect(ctx context.Context, network string, o client.NetworkDisconnectOptions) (client.NetworkDisconnectResult, error) {
+	return client.NetworkDisconnectResult{}, e.do(ctx, "network disconnect", force(o.Force), network, o.Container)
 }
 
-func (e *fakeEngine) NetworkRemove(_ context.Context, network string, _ client.NetworkRemoveOptions) (client.NetworkRemoveResult, error) {
-	return client.NetworkRemoveResult{}, e.do("network rm", network)
+func (e *fakeEngine) NetworkRemove(ctx context.Context, network string, _ client.NetworkRemoveOptions) (client.NetworkRemoveResult, error) {
+	return client.NetworkRemoveResult{}, e.do(ctx, "network rm", network)
 }
 
 // Networks leaves the endpoints out, as the engine does.

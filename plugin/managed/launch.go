@@ -155,15 +155,15 @@ func (l *launch) replace(ctx context.Context) error {
 // build makes the plugin with the settings wanted, and enables it.
 func (l *launch) build(ctx context.Context) error {
 	l.step("Making the plugin")
+	if err := l.password.write(); err != nil { // first: a launch that goes on from here does not know it
+		return err
+	}
 	stream := l.archive.stream()
 	_, err := l.engine.PluginCreate(ctx, stream, client.PluginCreateOptions{RepoName: Name})
 	if err = errors.Join(err, stream.Close()); err != nil {
 		return fmt.Errorf("create plugin %s: %w", Name, err)
 	}
 	if err := l.set(ctx, Settings{}.with(nil).difference(l.want)); err != nil {
-		return err
-	}
-	if err := l.password.write(); err != nil {
 		return err
 	}
 	l.step("Starting the plugin")

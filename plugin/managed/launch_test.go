@@ -17,6 +17,9 @@ import (
 // told the rest, and that the next launch has nothing to do.
 func TestCreate(t *testing.T) {
 	b := newBed(t)
+	if err := os.Mkdir(b.saved, 0o755); err != nil { // by somebody who did not think of others
+		t.Fatal(err)
+	}
 	b.must(Settings{"WEAVE_PEERS": "h1,h2:7000"}, "a secret", Created)
 	b.wantCalls("create "+Name, "set WEAVE_PASSWORD_FILE=password WEAVE_PEERS=h1,h2:7000 state.source="+b.lib, "enable")
 	b.wantFiles(map[string]string{PasswordFile: "a secret\n"})
@@ -175,7 +178,7 @@ func TestFailedUpgrade(t *testing.T) {
 		b := newBed(t)
 		b.install(Settings{"WEAVE_PEERS": "old"})
 		b.engine.fails = []string{fails}
-		if _, err := b.launch(Settings{"WEAVE_MTU": "1400"}, ""); err == nil || !strings.Contains(err.Error(), "`weave launch` goes on") {
+		if _, err := b.launch(Settings{"WEAVE_MTU": "1400"}, "new secret"); err == nil || !strings.Contains(err.Error(), "`weave launch` goes on") {
 			t.Fatalf("%s failed: %v", fails, err)
 		}
 		if _, err := b.Launch(t.Context(), Request{}); err != nil {
@@ -185,7 +188,7 @@ func TestFailedUpgrade(t *testing.T) {
 		if err != nil || !s.Enabled || s.settings["WEAVE_PEERS"] != "old" || s.settings["WEAVE_MTU"] != "1400" {
 			t.Errorf("%s: afterwards %+v, %v", fails, s, err)
 		}
-		b.wantFiles(map[string]string{})
+		b.wantFiles(map[string]string{PasswordFile: "new secret\n"})
 	}
 }
 
