@@ -69,7 +69,7 @@ func TestDemo(t *testing.T) {
 	requireRoot(t)
 	lab := netlab.UniqueName()
 	demo := func(target string) string {
-		cmd := exec.Command("make", "--no-print-directory", "-o", "plugin", target, "LAB="+lab)
+		cmd := exec.Command("make", "--no-print-directory", "-o", "build", target, "LAB="+lab)
 		cmd.Dir = dockerlab.ProjectDir()
 		cmd.Env = append(os.Environ(), "MAKEFLAGS=")
 		out, err := cmd.CombinedOutput()
@@ -86,7 +86,7 @@ func TestDemo(t *testing.T) {
 	})
 	out := demo("demo")
 	for _, words := range []string{
-		"h2# docker network create -d weave", "3 packets received", "hello from", " Gbit/s", "h2# weave status", "Peers: 1 of 1 up",
+		"h2# weave launch", "h2# docker network create -d weave", "3 packets received", "hello from", " Gbit/s", "h2# weave status", "Peers: 1 of 1 up",
 	} {
 		if !strings.Contains(out, words) {
 			t.Errorf("the demo does not show %q:\n%s", words, out)

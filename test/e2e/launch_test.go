@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -29,6 +31,7 @@ func TestLaunch(t *testing.T) {
 	}
 	awaitPeers(t, hs)
 	checkSecret(t, h)
+	checkLog(t, h)
 	pids := pluginPIDs(t, hs)
 	if out := weave(t, h, launch...); !strings.Contains(out, "Nothing to do") || pluginPIDs(t, hs) != pids {
 		t.Errorf("launched again: %s", out)
@@ -55,6 +58,36 @@ func checkSecret(t *testing.T, h *dockerlab.Host) {
 		if info, err := os.Stat(h.Path(name)); err != nil || info.Mode().Perm() != mode {
 			t.Errorf("%s: %v, %v", name, info, err)
 		}
+	}
+}
+
+// checkLog holds that weave logs finds the plugin's lines in what the engine
+// writes. Hosts of the lab have no journal: one is made of the engine's log.
+func checkLog(t *testing.T, h *dockerlab.Host) {
+	t.Helper()
+	log, err := os.ReadFile(h.LogPath())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var journal strings.Builder
+	lines := slices.Collect(strings.Lines(string(log)))
+	for _, line := range slices.Backward(lines) {
+		entry, err := json.Marshal(map[string]string{"__CURSOR": "c", "MESSAGE": strings.TrimSpace(line)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(&journal, "%s\n", entry)
+	}
+	dir := t.TempDir()
+	if err := errors.Join(
+		os.WriteFile(filepath.Join(dir, "journal"), []byte(journal.String()), 0o600),
+		os.WriteFile(filepath.Join(dir, "journalctl"), []byte("#!/bin/sh\ncat "+dir+"/journal\n"), 0o700),
+	); err != nil {
+		t.Fatal(err)
+	}
+	out, err := h.Run("env", "PATH="+dir+":"+os.Getenv("PATH"), filepath.Join(dockerlab.BuildDir(), "weave"), "logs", "-n", "1000")
+	if err != nil || !strings.Contains(out, `level=info msg="weave starts"`) || strings.Contains(out, "plugin=") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 
