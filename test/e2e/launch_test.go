@@ -44,7 +44,13 @@ func TestLaunch(t *testing.T) {
 	newer := newerBinary(t)
 	launchNewer(t, newer, h, other, client)
 	stopAndStart(t, newer, h, net)
+	before := status(t, h).Peer
 	resetHost(t, h, other, net)
+	weave(t, h, launch...)
+	awaitPeer(t, h, other)
+	if after := status(t, h).Peer; after == before {
+		t.Errorf("after the reset it is peer %s again", after)
+	}
 }
 
 // checkSecret holds that only root can read the password, and nobody by asking
@@ -120,7 +126,9 @@ func launchNewer(t *testing.T, newer string, h, other *dockerlab.Host, client co
 func stopAndStart(t *testing.T, newer string, h *dockerlab.Host, net string) {
 	t.Helper()
 	weave(t, h, "stop")
-	refused(t, h, []string{"weave"}, "run", "--rm", "--net", net, dockerlab.Image, "true")
+	if enabled := docker(t, h, "plugin", "ls", "--format", "{{.Enabled}}"); enabled != "false" {
+		t.Errorf("stopped, but enabled: %s", enabled)
+	}
 	if out := weave(t, h, "stop"); !strings.Contains(out, "Nothing to do") {
 		t.Errorf("stopped again: %s", out)
 	}
