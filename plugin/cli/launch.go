@@ -38,7 +38,7 @@ const (
 	askLimit    = 5 * time.Second // for a plugin that is not expected to be there
 )
 
-// launchFlags are those of weave launch that are no setting of their own.
+// launchFlags are the flags of weave launch.
 type launchFlags struct {
 	password, passwordFile  string
 	noPassword, noDiscovery bool

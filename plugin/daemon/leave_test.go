@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,6 +19,8 @@ import (
 // sees.
 type leavers struct {
 	*departures
+
+	cluster sync.Mutex
 	alive   []id.PeerID
 	removed []id.PeerID
 	err     error // of removing
@@ -30,7 +33,9 @@ func leaving(t *testing.T, f func(l *leavers)) {
 	synctest.Test(t, func(t *testing.T) {
 		log, _ := test.NewNullLogger()
 		l := &leavers{}
-		l.departures = newDepartures(func() []id.PeerID { return slices.Clone(l.alive) }, func(_ context.Context, p id.PeerID) error {
+		l.departures = newDepartures(l.living, func(_ context.Context, p id.PeerID) error {
+			l.cluster.Lock()
+			defer l.cluster.Unlock()
 			if l.tries++; l.err == nil {
 				l.removed = append(l.removed, p)
 			}
@@ -47,34 +52,39 @@ func leaving(t *testing.T, f func(l *leavers)) {
 	})
 }
 
-// after lets time pass.
-func (l *leavers) after(d time.Duration) {
-	time.Sleep(d)
-	synctest.Wait()
+func (l *leavers) living() []id.PeerID {
+	l.cluster.Lock()
+	defer l.cluster.Unlock()
+	return slices.Clone(l.alive)
+}
+
+// become changes the cluster, and lets time pass.
+func (l *leavers) become(alive []id.PeerID, err error, after time.Duration) (tries int, removed []id.PeerID) {
+	l.cluster.Lock()
+	l.alive, l.err = alive, err
+	l.cluster.Unlock()
+	time.Sleep(after)
+	l.cluster.Lock()
+	defer l.cluster.Unlock()
+	return l.tries, slices.Clone(l.removed)
 }
 
 func TestDeparture(t *testing.T) {
 	a, b := id.PeerID{1}, id.PeerID{2}
 	leaving(t, func(l *leavers) {
-		l.alive = []id.PeerID{a, b}
+		l.become([]id.PeerID{a, b}, nil, time.Minute)
 		must(t, l.add(a))
-		l.after(10 * departuresEvery)
-		if l.tries != 0 {
+		if tries, _ := l.become([]id.PeerID{a, b}, nil, 10*departuresEvery); tries != 0 {
 			t.Error("removed although it answers")
 		}
-		l.alive, l.err = []id.PeerID{b}, errors.New("no majority")
-		l.after(10 * departuresEvery)
-		if l.tries < 5 {
-			t.Errorf("tried %d times", l.tries)
+		if tries, _ := l.become([]id.PeerID{b}, errors.New("no majority"), 10*departuresEvery); tries < 5 {
+			t.Errorf("tried %d times", tries)
 		}
-		l.err = nil
-		l.after(2 * departuresEvery)
-		if !slices.Equal(l.removed, []id.PeerID{a}) {
-			t.Errorf("removed %v", l.removed)
+		if _, removed := l.become([]id.PeerID{b}, nil, 2*departuresEvery); !slices.Equal(removed, []id.PeerID{a}) {
+			t.Errorf("removed %v", removed)
 		}
-		l.after(time.Hour)
-		if len(l.removed) != 1 {
-			t.Errorf("removed again: %v", l.removed)
+		if _, removed := l.become([]id.PeerID{b}, nil, time.Hour); len(removed) != 1 {
+			t.Errorf("removed again: %v", removed)
 		}
 	})
 }
@@ -84,12 +94,10 @@ func TestDeparture(t *testing.T) {
 func TestDepartureLapses(t *testing.T) {
 	a := id.PeerID{1}
 	leaving(t, func(l *leavers) {
-		l.alive = []id.PeerID{a}
+		l.become([]id.PeerID{a}, nil, time.Minute)
 		must(t, l.add(a))
-		l.after(departureLimit + 2*departuresEvery)
-		l.alive = nil
-		l.after(time.Hour)
-		if l.tries != 0 {
+		l.become([]id.PeerID{a}, nil, departureLimit+2*departuresEvery)
+		if tries, _ := l.become(nil, nil, time.Hour); tries != 0 {
 			t.Error("removed")
 		}
 	})
