@@ -1,5 +1,5 @@
 // Command weave is the whole of Weave in one binary: `weave daemon` is the
-// Docker plugin, the other verbs show and steer it. Here the two are only joined.
+// Docker plugin, the other verbs start, show and steer it. Here the two are only joined.
 package main
 
 import (
@@ -12,6 +12,7 @@ import (
 
 	"weave/plugin/cli"
 	"weave/plugin/daemon"
+	"weave/plugin/managed"
 )
 
 // version is set by the linker, see Makefile.
@@ -24,6 +25,7 @@ func main() {
 		Version: version,
 		Now:     time.Now,
 		Daemon:  func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
+		Plugin:  func(ctx context.Context) (cli.Plugin, error) { return managed.Open(ctx) },
 	})
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, cli.Explain(err))

@@ -86,7 +86,7 @@ bench: plugin ## Measure Weave and others side by side, 15 minutes; BENCH=-help 
 # LAB is the name of one demo among several.
 LAB ?=
 
-demo: plugin ## Bring up two Docker hosts on this machine, one network; shows that it works
+demo: build ## Bring up two Docker hosts on this machine, one network; shows that it works
 	@$(SUDO) test/packages.sh demo
 	@$(AS_ROOT) $(GO) run ./test/demo up $(LAB)
 

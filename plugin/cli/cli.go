@@ -1,8 +1,9 @@
 // Package cli is the command line of the `weave` binary. Its verbs talk to the
-// running plugin over the control API and write to the terminal.
+// running plugin over the control API, have package managed make and remove the
+// plugin, and write to the terminal.
 //
 // It touches neither the network nor the kernel nor the plugin's state, and
-// knows of nothing that the control API does not tell.
+// knows of nothing that the control API and Docker do not tell.
 package cli
 
 import (
@@ -16,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weave/plugin/control"
+	"weave/plugin/managed"
 )
 
 const (
@@ -28,6 +30,8 @@ type Options struct {
 	Version string
 	Now     func() time.Time                // the clock that ages are told by
 	Daemon  func(ctx context.Context) error // runs the plugin until ctx ends
+	// Plugin finds the managed plugin of the local engine.
+	Plugin func(ctx context.Context) (Plugin, error)
 }
 
 // app is shared by all verbs.
@@ -43,14 +47,15 @@ func New(o Options) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "weave",
 		Short: "One network for the containers of many Docker hosts",
-		Long: `weave shows and steers the weave network plugin of this host.
+		Long: `weave starts, shows and steers the weave network plugin of this host.
 
 Networks are made with Docker's own commands, on each host that shall be part:
 
   docker network create -d weave --ipam-driver weave --subnet 10.32.0.0/16 mynet
 
 The same subnet on two hosts is the same network.`,
-		Example: `  sudo weave status
+		Example: `  sudo weave launch --password-file FILE host2.example.org
+  sudo weave status
   sudo weave connect host2.example.org`,
 		Version:       o.Version,
 		SilenceUsage:  true,
@@ -60,6 +65,7 @@ The same subnet on two hosts is the same network.`,
 	root.PersistentFlags().StringVar(&a.socket, "socket", "",
 		"control socket of the plugin (default $"+socketEnv+", or "+defaultSocket+")")
 	root.AddCommand(a.statusCommand(), a.connectCommand(), a.forgetCommand(), a.rmpeerCommand(), a.versionCommand(), a.daemonCommand())
+	root.AddCommand(a.launchCommand(), a.stopCommand(), a.resetCommand(), a.logsCommand())
 	explainCompletion(root)
 	return root
 }
@@ -72,9 +78,18 @@ func Explain(err error) string {
 	case errors.Is(err, control.ErrNotRunning):
 		text += `
   See it:    docker plugin ls
-  Start it:  docker plugin enable weavenet`
-	case errors.Is(err, control.ErrPermission):
+  Start it:  sudo weave launch`
+	case errors.Is(err, control.ErrPermission), errors.Is(err, managed.ErrNotRoot):
 		text += "\n  Try again with sudo."
+	case errors.Is(err, managed.ErrNoEngine):
+		text += "\n  Start it:  sudo systemctl start docker"
+	case errors.Is(err, managed.ErrRemote):
+		text += "\n  Run weave on that host, or without DOCKER_HOST."
+	case errors.Is(err, managed.ErrNotOurs):
+		text += "\n  See it:     docker plugin inspect " + managed.Name + `
+  Remove it:  docker plugin rm -f ` + managed.Name
+	case errors.Is(err, managed.ErrNoTUN):
+		text += "\n  Load it:  sudo modprobe tun"
 	}
 	return text
 }
@@ -187,7 +202,11 @@ func (a *app) daemonCommand() *cobra.Command {
 		Short: "Run the plugin in the foreground (dockerd does that)",
 		Long: `Run the plugin until it gets SIGTERM. dockerd starts this command when the
 managed plugin is enabled. The settings come from the environment, see
-"docker plugin inspect weavenet".`,
+"docker plugin inspect weavenet".
+
+It also runs without the managed plugin, as a service of the host: then the
+state is in /var/lib/weave and the sockets are below /run, as with it. See
+examples/weave.service.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.Daemon(cmd.Context()) },
 	}

@@ -39,6 +39,7 @@ func runWeave() {
 			fmt.Println("the daemon runs")
 			return nil
 		},
+		Plugin: func(context.Context) (Plugin, error) { return openFake() },
 	})
 	if err := cmd.ExecuteContext(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, Explain(err))
@@ -113,6 +114,16 @@ func (d fakeDaemon) RemovePeer(_ context.Context, peer string, gone bool) (contr
 	return control.Removal{
 		Peer: "deaddeaddeaddeaddeaddeadde", Nickname: peer, Heir: "h1", Pools: []control.RemovedPool{pool},
 	}, nil
+}
+
+func (d fakeDaemon) Leave(context.Context) (control.Departure, error) {
+	switch d.status.Nickname {
+	case "lonely":
+		return control.Departure{Peer: "leftleftleftleftleftleftle"}, nil
+	case "cut-off":
+		return control.Departure{Peer: "leftleftleftleftleftleftle", Others: 2}, nil
+	}
+	return control.Departure{Peer: "leftleftleftleftleftleftle", Others: 2, Helpers: []string{"h1", "h3"}}, nil
 }
 
 func startPlugin(ts *testscript.TestScript, _ bool, args []string) {

@@ -24,8 +24,13 @@ func newPrinter(w io.Writer, now time.Time) *printer {
 
 // wantsColor follows https://no-color.org and leaves files and pipes plain.
 func wantsColor(w io.Writer) bool {
+	return os.Getenv("NO_COLOR") == "" && isTerminal(w)
+}
+
+// isTerminal tells whether a line can be taken back and have colours.
+func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
-	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+	if !ok || os.Getenv("TERM") == "dumb" {
 		return false
 	}
 	info, err := f.Stat()

@@ -130,9 +130,10 @@ func (p Problem) Error() string {
 // declares.
 func FromEnv(lookup func(string) (string, bool)) (Config, []Problem) {
 	r := reader{lookup: lookup}
+	root := hostRoot("/host")
 	c := Config{
-		State: r.dir(State, defaultDir("/host/var/lib", "/var/lib/weave", "/host/var/lib/weave")),
-		Run:   r.dir(Run, defaultDir("/host/run", "/run", "/host/run")),
+		State: r.dir(State, filepath.Join(root, HostState)),
+		Run:   r.dir(Run, filepath.Join(root, "run")),
 		Port:  r.port(),
 	}
 	c.Peers = r.peers(c.Port)
@@ -149,11 +150,13 @@ func FromEnv(lookup func(string) (string, bool)) (Config, []Problem) {
 	return c, r.problems
 }
 
-// defaultDir tells the inside of a managed plugin, where the host's folders are
-// mounted below /host, from the host itself.
-func defaultDir(mount, host, plugin string) string {
-	if info, err := os.Stat(mount); err == nil && info.IsDir() {
-		return plugin
+// hostRoot is where the host's folders are: below the folder in which a managed
+// plugin has them mounted, or, on the host itself, where they always are.
+func hostRoot(mounted string) string {
+	for _, dir := range []string{"run", "var/lib"} {
+		if info, err := os.Stat(filepath.Join(mounted, dir)); err != nil || !info.IsDir() {
+			return "/"
+		}
 	}
-	return host
+	return mounted
 }

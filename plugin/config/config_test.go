@@ -51,6 +51,19 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// TestHostRoot: a folder /host of somebody else's does not make a host a plugin.
+func TestHostRoot(t *testing.T) {
+	mounted := t.TempDir()
+	for _, step := range []struct{ made, want string }{{"other", "/"}, {"run", "/"}, {"var/lib", mounted}} {
+		if err := os.MkdirAll(filepath.Join(mounted, step.made), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if got := hostRoot(mounted); got != step.want {
+			t.Errorf("with %s: %s, want %s", step.made, got, step.want)
+		}
+	}
+}
+
 func TestPaths(t *testing.T) {
 	plugin := Config{State: "/host/var/lib/weave", Run: "/host/run"}
 	host := Config{State: "/var/lib/weave", Run: "/run"}
@@ -60,8 +73,6 @@ func TestPaths(t *testing.T) {
 		{plugin.EngineSocket(), "/host/run/docker.sock"},
 		{strings.Join(plugin.PluginSockets(), " "), "/run/docker/plugins/weave.sock /host/run/docker/plugins/weave.sock"},
 		{strings.Join(host.PluginSockets(), " "), "/run/docker/plugins/weave.sock"},
-		{defaultDir(t.TempDir(), "host", "plugin"), "plugin"},
-		{defaultDir("/no such folder", "host", "plugin"), "host"},
 	} {
 		if c.got != c.want {
 			t.Errorf("got %s, want %s", c.got, c.want)

@@ -18,6 +18,8 @@ import (
 var (
 	// ErrNotRunning says that nobody serves the socket.
 	ErrNotRunning = errors.New("the weave plugin does not run on this host")
+	// ErrOld says that the plugin does not know the request.
+	ErrOld = errors.New("the plugin is older than this command: `weave launch` upgrades it")
 	// ErrPermission says that this user may not use the socket.
 	ErrPermission = errors.New("only root may talk to the weave plugin")
 )
@@ -88,6 +90,9 @@ func (c *Client) call(ctx context.Context, method, path string, body []byte, res
 	}
 	defer func() { _ = resp.Body.Close() }() // read only: nothing is lost
 	dec := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer))
+	if resp.StatusCode == http.StatusNotFound {
+		return ErrOld
+	}
 	if resp.StatusCode != http.StatusOK {
 		var e errorAnswer
 		if err := dec.Decode(&e); err != nil || e.Error == "" {

@@ -45,6 +45,10 @@ func (d *fakeDaemon) RemovePeer(_ context.Context, peer string, gone bool) (Remo
 	return Removal{Peer: peer, Heir: "h1"}, d.err
 }
 
+func (d *fakeDaemon) Leave(context.Context) (Departure, error) {
+	return Departure{Peer: "aaaa", Others: 1}, d.err
+}
+
 func (d *fakeDaemon) Forget(_ context.Context, addrs []string) error {
 	d.got = addrs
 	return d.err
@@ -117,7 +121,7 @@ func TestZeroStatus(t *testing.T) {
 // will get.
 func TestListsAreNeverNull(t *testing.T) {
 	for _, v := range []any{
-		withLists(Status{}), withLists([]ConnectResult(nil)), withLists(Removal{}),
+		withLists(Status{}), withLists([]ConnectResult(nil)), withLists(Removal{}), withLists(Departure{}),
 		withLists(Status{
 			Problems: make([]Problem, 1), Refusals: make([]Refusal, 1), Peers: make([]Peer, 1), Seeds: make([]Seed, 1),
 			Segments: make([]Segment, 1), Endpoints: make([]Endpoint, 1), IPAM: make([]Pool, 1),
@@ -150,6 +154,22 @@ func TestRemovePeer(t *testing.T) {
 	}
 	if _, err := serve(t, d).RemovePeer(context.Background(), "", false); err == nil {
 		t.Error("removed nobody")
+	}
+}
+
+func TestLeave(t *testing.T) {
+	got, err := serve(t, &fakeDaemon{}).Leave(context.Background())
+	if want := (Departure{Peer: "aaaa", Others: 1, Helpers: []string{}}); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestOldDaemon: what an older plugin does not know is told apart from what it
+// refuses.
+func TestOldDaemon(t *testing.T) {
+	c := serveHTTP(t, http.StatusNotFound, "404 page not found\n")
+	if _, err := c.Leave(context.Background()); !errors.Is(err, ErrOld) {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -186,6 +206,9 @@ func TestBadRequests(t *testing.T) {
 		{http.MethodPost, statusPath, "", http.StatusMethodNotAllowed},
 		{http.MethodGet, connectPath, "", http.StatusMethodNotAllowed},
 		{http.MethodGet, "/", "", http.StatusNotFound},
+		{http.MethodGet, leavePath, "", http.StatusMethodNotAllowed},
+		{http.MethodPost, leavePath, "", http.StatusBadRequest},
+		{http.MethodPost, leavePath, `{"peer":"h2"}`, http.StatusBadRequest},
 		{http.MethodPost, connectPath, "", http.StatusBadRequest},
 		{http.MethodPost, connectPath, "{", http.StatusBadRequest},
 		{http.MethodPost, connectPath, `{"addresses":[]}`, http.StatusBadRequest},

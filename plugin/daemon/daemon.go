@@ -12,6 +12,7 @@
 //	  firewall    driver.EnsureFirewall, every few seconds
 //	  disk        store.Store.Check, every second
 //	  removals    what other hosts' removal, or this one's, asks of us
+//	  departures  removes hosts that asked for it, once they are gone
 //	  reconcile   names of containers, and what Docker deleted unseen
 //	  routes      this host's routes, told to the others
 //	  everywhere  networks of other hosts, if they are to be on this one too
@@ -216,6 +217,7 @@ func (d *daemon) run(ctx context.Context, p *parts) error {
 	g.Go(func() error { return d.keepFirewall(ctx, p) })
 	g.Go(func() error { return d.watchDisk(ctx, p) })
 	g.Go(func() error { return p.watchRemovals(ctx, d.log) })
+	g.Go(func() error { return p.departures.run(ctx) })
 	g.Go(func() error { return newReconciler(p, d.log).run(ctx) })
 	g.Go(func() error { return p.tellRoutes(ctx, d.cfg.IPAllocRange, d.log) })
 	if keeper != nil {

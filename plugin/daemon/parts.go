@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -25,15 +24,16 @@ import (
 // parts is what the plugin is made of. All of it is set by build and never
 // changed, but for blocked and unlike.
 type parts struct {
-	store     *store.Store
-	kernel    *host.Kernel
-	node      *mesh.Node
-	allocator *ipam.Allocator
-	driver    *driver.Driver
-	engine    *engine.Client
-	names     *names
-	identity  id.Identity
-	addresses []netip.Addr // on the underlay, the first for VXLAN and the MTU
+	store      *store.Store
+	kernel     *host.Kernel
+	node       *mesh.Node
+	allocator  *ipam.Allocator
+	driver     *driver.Driver
+	engine     *engine.Client
+	names      *names
+	departures *departures
+	identity   id.Identity
+	addresses  []netip.Addr // on the underlay, the first for VXLAN and the MTU
 
 	blocked atomic.Pointer[[]host.Blocked]    // what the firewall keeps us from
 	unlike  atomic.Pointer[map[string]string] // networks that are not the same everywhere, by name
@@ -91,9 +91,7 @@ func (p *parts) join(cfg config.Config, log *logrus.Entry) (err error) {
 		Listen: listenAddr(cfg), Advertise: p.addresses, Peers: cfg.Peers, VXLANPort: cfg.VXLANPort(), TCPPort: cfg.TCPPort, Proxy: cfg.Proxy, Store: p.store, Log: log,
 		Discovery: discovery(cfg.Discover),
 		Replicas:  map[string]mesh.Replica{replicaRings: rings{p.allocator}},
-		Answer: func(ctx context.Context, from id.PeerID, request []byte) ([]byte, error) {
-			return p.allocator.Answer(ctx, ring.Peer(from.String()), request)
-		},
+		Answer:    p.answer,
 	}
 	mtu, err := p.mtu(cfg.MTU, meshCfg.Overhead())
 	if err != nil {
@@ -103,6 +101,7 @@ func (p *parts) join(cfg config.Config, log *logrus.Entry) (err error) {
 		return err
 	}
 	c.node = p.node
+	p.departures = newDepartures(p.node.Alive, p.removeGone, log)
 	if err := p.disown(); err != nil {
 		return err
 	}

@@ -126,15 +126,14 @@ func (d demo) show(lab *dockerlab.Lab) error {
 	if err != nil {
 		return err
 	}
-	pluginDir := filepath.Join(dockerlab.BuildDir(), "plugin")
-	for _, s := range steps(h1, h2, pluginDir) {
+	for _, s := range steps(h1, h2) {
 		if s.say != "" {
 			d.say(s.say)
 		}
 		if err := d.command(s.host, s.line); err != nil {
 			return err
 		}
-		if strings.HasPrefix(s.line, "docker plugin enable") && s.host == h2 {
+		if strings.HasPrefix(s.line, "weave launch") && s.host == h2 {
 			if err := awaitPeers(h1, h2); err != nil {
 				return err
 			}
@@ -145,21 +144,15 @@ func (d demo) show(lab *dockerlab.Lab) error {
 	return nil
 }
 
-func steps(h1, h2 *dockerlab.Host, pluginDir string) []step {
+func steps(h1, h2 *dockerlab.Host) []step {
 	const (
 		network = "docker network create -d weave --ipam-driver weave --subnet 10.40.0.0/16 demo"
+		launch  = "weave launch --password only-for-this-demo"
 		serve   = "docker run -d --name web --net demo --ip 10.40.0.10 -p 8080:80 busybox tool http -text=hello :80"
 	)
-	create := "docker plugin create " + dockerlab.PluginName + " " + pluginDir
-	set := "docker plugin set " + dockerlab.PluginName + " WEAVE_PASSWORD=only-for-this-demo"
-	enable := "docker plugin enable " + dockerlab.PluginName
 	return []step{
-		{"The plugin on both. The second is told of the first.", h1, create},
-		{"", h1, set},
-		{"", h1, enable},
-		{"", h2, create},
-		{"", h2, set + " WEAVE_PEERS=" + h1.Net().IP4().String()},
-		{"", h2, enable},
+		{"The plugin on both. The second is told of the first.", h1, launch},
+		{"", h2, launch + " " + h1.Net().IP4().String()},
 		{"One network: the same subnet on both hosts.", h1, network},
 		{"", h2, network},
 		{"A web server on h1, and a container on h2 that talks to it (NET_ADMIN is for the throughput below).", h1, serve},

@@ -60,7 +60,7 @@ func TestHardNetworks(t *testing.T) {
 // other.
 func hostsInLine(t *testing.T) []*dockerlab.Host {
 	t.Helper()
-	hs := emptyHosts(t, 3)
+	hs := disabledHosts(t, 3)
 	var nets []*netlab.Host
 	for _, h := range hs {
 		nets = append(nets, h.Net())

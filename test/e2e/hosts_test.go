@@ -188,12 +188,14 @@ func joined(i int, first string) map[string]string {
 // those of host i, where the first has that address.
 func spareHosts(t *testing.T, n int, settings func(i int, first string) map[string]string) []*dockerlab.Host {
 	t.Helper()
-	return bootSpare(t, n, func(i int, first string, h *dockerlab.Host) error { return install(h, settings(i, first)) })
+	return bootSpare(t, n, func(i, first int, h *dockerlab.Host) error {
+		return install(h, settings(i, fmt.Sprintf("10.99.0.%d", first)))
+	})
 }
 
-// bootSpare boots hosts for one test and does something on each, which are gone
-// after it.
-func bootSpare(t *testing.T, n int, then func(i int, first string, h *dockerlab.Host) error) []*dockerlab.Host {
+// bootSpare boots hosts for one test, and prepares host i of them; first is the
+// number of the first.
+func bootSpare(t *testing.T, n int, prepare func(i, first int, h *dockerlab.Host) error) []*dockerlab.Host {
 	t.Helper()
 	requireRoot(t)
 	numbers, err := common.numbers(n)
@@ -202,7 +204,6 @@ func bootSpare(t *testing.T, n int, then func(i int, first string, h *dockerlab.
 	}
 	booting.Lock()
 	defer booting.Unlock()
-	first := fmt.Sprintf("10.99.0.%d", numbers[0])
 	all := make([]*dockerlab.Host, n)
 	var boots errgroup.Group
 	for i, number := range numbers {
@@ -210,7 +211,7 @@ func bootSpare(t *testing.T, n int, then func(i int, first string, h *dockerlab.
 			if all[i], err = common.lab.AddHost(number); err != nil {
 				return err
 			}
-			return then(i, first, all[i])
+			return prepare(i, numbers[0], all[i])
 		})
 	}
 	err = boots.Wait()
@@ -244,20 +245,22 @@ func isSpare(h *dockerlab.Host) bool {
 	return err == nil && n >= spare
 }
 
-// emptyHosts boots spare hosts on which the plugin is not enabled.
-func emptyHosts(t *testing.T, n int) []*dockerlab.Host {
+// disabledHosts boots spare hosts on which the plugin is not enabled.
+func disabledHosts(t *testing.T, n int) []*dockerlab.Host {
 	t.Helper()
-	return bootSpare(t, n, func(int, string, *dockerlab.Host) error { return nil })
+	return bootSpare(t, n, func(int, int, *dockerlab.Host) error { return nil })
 }
 
 // emptyHost boots one without the plugin.
 func emptyHost(t *testing.T) *dockerlab.Host {
 	t.Helper()
-	h := emptyHosts(t, 1)[0]
-	if err := h.RemovePlugin(); err != nil {
-		t.Fatal(err)
-	}
-	return h
+	return emptyHosts(t, 1)[0]
+}
+
+// emptyHosts boots spare hosts without the plugin.
+func emptyHosts(t *testing.T, n int) []*dockerlab.Host {
+	t.Helper()
+	return bootSpare(t, n, func(_, _ int, h *dockerlab.Host) error { return h.RemovePlugin() })
 }
 
 func removeAfter(t *testing.T, h *dockerlab.Host) {

@@ -1,0 +1,39 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+)
+
+const leavePath = "/v1/leave"
+
+// Departure tells who removes this host from the cluster once it is gone.
+type Departure struct {
+	Peer    string   `json:"peer"`    // this host's peer ID, for who has to do it by hand
+	Others  int      `json:"others"`  // hosts of the cluster, without this one and those that were removed
+	Helpers []string `json:"helpers"` // nicknames of those that will
+}
+
+// Leave has the plugin ask others to remove this host from the cluster as soon
+// as it is gone. It is for hosts that are wiped next: whoever does not go within
+// some minutes stays.
+func (c *Client) Leave(ctx context.Context) (Departure, error) {
+	var d Departure
+	err := c.call(ctx, http.MethodPost, leavePath, []byte("{}"), &d)
+	return d, err
+}
+
+// leave serves a request to leave the cluster.
+func leave(d Daemon, w http.ResponseWriter, r *http.Request) {
+	var none struct{}
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&none); err != nil {
+		refuse(w, fmt.Errorf("malformed request: %w", err))
+		return
+	}
+	departure, err := d.Leave(r.Context())
+	answer(w, withLists(departure), err)
+}
