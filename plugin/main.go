@@ -21,9 +21,10 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
 	root := cli.New(cli.Options{
-		Version: version,
-		Now:     time.Now,
-		Daemon:  func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
+		Version:  version,
+		Now:      time.Now,
+		Networks: cli.Docker{},
+		Daemon:   func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
 	})
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, cli.Explain(err))

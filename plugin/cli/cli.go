@@ -28,6 +28,8 @@ type Options struct {
 	Version string
 	Now     func() time.Time                // the clock that ages are told by
 	Daemon  func(ctx context.Context) error // runs the plugin until ctx ends
+	// Networks are those of the local Docker.
+	Networks Networks
 }
 
 // app is shared by all verbs.
@@ -60,6 +62,7 @@ The same subnet on two hosts is the same network.`,
 	root.PersistentFlags().StringVar(&a.socket, "socket", "",
 		"control socket of the plugin (default $"+socketEnv+", or "+defaultSocket+")")
 	root.AddCommand(a.statusCommand(), a.connectCommand(), a.forgetCommand(), a.rmpeerCommand(), a.versionCommand(), a.daemonCommand())
+	root.AddCommand(a.exposeCommand(), a.hideCommand())
 	explainCompletion(root)
 	return root
 }
