@@ -53,7 +53,7 @@ func (k *Kernel) Forwards(addr netip.Addr) (bool, error) {
 //
 //	chain prerouting { type filter hook prerouting priority mangle;
 //	  iifname "wv0000000a" ip saddr 192.168.0.0/24 ip daddr 192.168.0.1 accept
-//	  iifname "wv0000000a" ip saddr 192.168.0.0/24 fib daddr type != local accept  # masquerade
+//	  iifname "wv0000000a" ip saddr 192.168.0.0/24 fib daddr type unicast accept  # masquerade
 //	  iifname "wv0000000a" ether daddr 06:… drop
 //	}
 //	chain forward { type filter hook forward priority filter - 1;
@@ -113,13 +113,13 @@ func bridges(exposed []Exposed) (all []hostBridge) {
 }
 
 // questions match the frames to all by which a bridge's neighbours ask for the
-// host's MAC address.
+// host's MAC address, or tell theirs.
 func (b hostBridge) questions() (all [][]expr.Any) {
 	if b.v4 {
 		all = append(all, isARP())
 	}
 	if b.v6 {
-		all = append(all, isSolicitation())
+		all = append(all, append(isEtherType(unix.ETH_P_IPV6), isNeighbourDiscovery()...))
 	}
 	return all
 }
@@ -139,7 +139,7 @@ func addPrerouting(r *ruleset, exposed []Exposed) {
 	for _, x := range exposed {
 		r.add(c, "weave: to "+x.Addr.String(), byBridge(x), srcIn(x.Addr), dstIs(x.Addr.Addr()), accept)
 		if x.Masquerade {
-			r.add(c, "weave: out by the host", byBridge(x), srcIn(x.Addr), dstLocal(expr.CmpOpNeq), accept)
+			r.add(c, "weave: out by the host", byBridge(x), srcIn(x.Addr), dstElsewhere(), accept)
 		}
 	}
 	for _, b := range bridges(exposed) {
@@ -187,7 +187,7 @@ func addTranslation(r *ruleset, exposed []Exposed) {
 	pre := r.chain("dnat", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, *nftables.ChainPriorityNATDest)
 	out := r.chain("dnat-output", nftables.ChainTypeNAT, nftables.ChainHookOutput, *nftables.ChainPriorityNATDest)
 	post := r.chain("snat", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, *nftables.ChainPriorityNATSource)
-	leaves, local := notByBridge(expr.MetaKeyOIFNAME), dstLocal(expr.CmpOpEq)
+	leaves, local := notByBridge(expr.MetaKeyOIFNAME), dstLocal()
 	for _, x := range exposed {
 		for _, e := range x.Exports {
 			to := redirect(e.To)

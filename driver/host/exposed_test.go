@@ -108,6 +108,14 @@ func TestExposed(t *testing.T) {
 			if now := run(t, "nft -a list ruleset"); now != rules {
 				t.Errorf("changed what was right:\n%s\nto\n%s", rules, now)
 			}
+			rules = run(t, "nft -s list ruleset")
+			for _, damage := range []string{"nft delete table ip weave", "nft flush chain ip6 weave forward", "nft flush chain bridge weave input"} {
+				run(t, damage)
+				w.expose(exposure("fd00::1/64"), exposure("192.168.0.1/24"))
+				if now := run(t, "nft -s list ruleset"); sorted(now) != sorted(rules) {
+					t.Errorf("after %q:\n%s", damage, now)
+				}
+			}
 			for _, addrs := range [][2]string{{"192.168.0.1:9999", "192.168.0.2:9999"}, {"[fd00::1]:9999", "[fd00::2]:9999"}} {
 				if l := at(t, nil, addrs[0]); !reaches(t, l, "hello", from(t, w.in, addrs[0], "hello")) {
 					t.Errorf("a container does not reach the host at %s", addrs[0])
@@ -148,11 +156,11 @@ func TestExposedIsNoWayThrough(t *testing.T) {
 			}
 			closed := []*net.UDPConn{
 				at(t, w.other, "192.168.1.2:9999"), at(t, w.in, "192.168.0.2:9999"), open,
-				at(t, nil, "203.0.113.1:9999"), at(t, nil, "192.168.0.1:9999"),
+				at(t, nil, "203.0.113.1:9999"), at(t, nil, "192.168.0.1:9999"), at(t, nil, "0.0.0.0:9997"),
 			}
 			drain(t, closed...)
 			for range 3 {
-				for _, to := range []string{"192.168.1.2:9999", "192.168.1.1:9999", "203.0.113.1:9999"} {
+				for _, to := range []string{"192.168.1.2:9999", "192.168.1.1:9999", "203.0.113.1:9999", "203.0.113.255:9997"} {
 					from(t, w.in, to, "from one to "+to)()
 				}
 				for _, to := range []string{"192.168.0.2:9999", "192.168.0.1:9999", "203.0.113.1:9999", "203.0.113.2:9999"} {

@@ -53,14 +53,7 @@ const (
 	advertisement = 136
 )
 
-// isSolicitation matches a frame that asks for a neighbour by IPv6.
-func isSolicitation() []expr.Any {
-	return append(isEtherType(unix.ETH_P_IPV6),
-		load(expr.PayloadBaseNetworkHeader, 6, 1), equal([]byte{unix.IPPROTO_ICMPV6}),
-		load(expr.PayloadBaseNetworkHeader, icmpv6Header, 1), equal([]byte{solicitation}))
-}
-
-// isNeighbourDiscovery matches questions and answers of neighbours.
+// isNeighbourDiscovery matches what neighbours ask and tell by IPv6.
 func isNeighbourDiscovery() []expr.Any {
 	return []expr.Any{
 		load(expr.PayloadBaseNetworkHeader, 6, 1), equal([]byte{unix.IPPROTO_ICMPV6}),
@@ -105,12 +98,14 @@ func notLoopback(a netip.Addr) []expr.Any {
 	}
 }
 
-// dstLocal matches packets that are, or are not, for an address of the host.
-func dstLocal(op expr.CmpOp) []expr.Any {
-	return []expr.Any{
-		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: op, Register: 1, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
-	}
+// dstLocal matches packets for an address of the host.
+func dstLocal() []expr.Any { return dstKind(unix.RTN_LOCAL) }
+
+// dstElsewhere matches packets for one address that is not of the host.
+func dstElsewhere() []expr.Any { return dstKind(unix.RTN_UNICAST) }
+
+func dstKind(kind uint32) []expr.Any {
+	return []expr.Any{&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true}, equal(binaryutil.NativeEndian.PutUint32(kind))}
 }
 
 func toPort(proto string, port uint16) []expr.Any {
