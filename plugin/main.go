@@ -23,7 +23,7 @@ func main() {
 	root := cli.New(cli.Options{
 		Version:  version,
 		Now:      time.Now,
-		Networks: cli.Docker{},
+		Networks: cli.DockerCommand{},
 		Daemon:   func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
 	})
 	if err := root.ExecuteContext(ctx); err != nil {

@@ -48,31 +48,37 @@ func (k *Kernel) Forwards(addr netip.Addr) (bool, error) {
 	return strings.TrimSpace(string(raw)) != "0", nil
 }
 
-// What comes by an exposed bridge for the host's MAC address meets a table of
-// ours, "ip weave" and "ip6 weave", which for 192.168.0.1/24 on wv0000000a is
+// What comes by an exposed bridge, and what goes there, meets a table of ours, "ip
+// weave" or "ip6 weave", which for 192.168.0.1/24 on wv0000000a is
 //
 //	chain prerouting { type filter hook prerouting priority mangle;
 //	  iifname "wv0000000a" ip saddr 192.168.0.0/24 ip daddr 192.168.0.1 accept
 //	  iifname "wv0000000a" ip saddr 192.168.0.0/24 fib daddr type unicast accept  # masquerade
+//	  iifname "wv0000000a" fib daddr type local drop
 //	  iifname "wv0000000a" ether daddr 06:… drop
 //	}
 //	chain forward { type filter hook forward priority filter - 1;
-//	  iifname "wv0000000a" oifname "wv0000000a" accept  # bridged frames, where they come here
+//	  iifname "wv0000000a" oifname "wv0000000a" accept  # within the bridge
 //	  iifname "wv0000000a" oifname "wv*" drop           # never from segment to segment
-//	  iifname "wv0000000a" ct state established,related accept
 //	  oifname "wv0000000a" ct state established,related accept
-//	  iifname "wv0000000a" ct status dnat accept        # imports, and ports that the host publishes
-//	  iifname "wv0000000a" ip saddr 192.168.0.0/24 accept                  # masquerade
-//	  oifname "wv0000000a" ct status dnat ip daddr … th dport … accept     # each export
-//	  iifname "wv0000000a" drop
+//	  oifname "wv0000000a" ct status dnat ip daddr … th dport … accept  # each export
 //	  oifname "wv0000000a" drop
 //	}
 //
-// and chains for the translation of addresses. Bridged frames of containers pass
-// through the first where bridge-nf-call-iptables is on, but they are for other
-// MAC addresses. What the tables accept may still be dropped by the rules of
-// the host's owner; Docker's own, which drop by default, have our rules before
-// them (see accept.go).
+// and chains for the translation of addresses. So what is sent to 192.168.0.1
+// gets to the host, to what is imported, and to the ports that Docker publishes on
+// all addresses. Where bridge-nf-call-iptables is on, frames from container to
+// container pass through the chains too: they are for other MAC addresses, and
+// none of them is for an address of the host, or Docker's rules would lead it
+// there. What the tables accept may still be dropped by the rules of the host's
+// owner; Docker's own, which drop by default, have our rules before them (see
+// accept.go).
+
+const (
+	outComment    = "weave: out by the host"
+	exportComment = "weave: export"
+	importComment = "weave: import"
+)
 
 // mangle is the priority of that name: before addresses are translated.
 const mangle = nftables.ChainPriority(-150)
@@ -139,14 +145,16 @@ func addPrerouting(r *ruleset, exposed []Exposed) {
 	for _, x := range exposed {
 		r.add(c, "weave: to "+x.Addr.String(), byBridge(x), srcIn(x.Addr), dstIs(x.Addr.Addr()), accept)
 		if x.Masquerade {
-			r.add(c, "weave: out by the host", byBridge(x), srcIn(x.Addr), dstElsewhere(), accept)
+			r.add(c, outComment, byBridge(x), srcIn(x.Addr), dstElsewhere(), accept)
 		}
 	}
 	for _, b := range bridges(exposed) {
-		if is6(exposed[0].Addr) {
-			r.add(c, "weave: neighbour discovery", isLink(expr.MetaKeyIIFNAME, b.name), isNeighbourDiscovery(), accept)
+		from := isLink(expr.MetaKeyIIFNAME, b.name)
+		if b.v6 {
+			r.add(c, "weave: neighbour discovery", from, isNeighbourDiscovery(), accept)
 		}
-		r.add(c, "weave: to the host", isLink(expr.MetaKeyIIFNAME, b.name), toMAC(b.mac), drop)
+		r.add(c, "weave: to other addresses of the host", from, dstLocal(), drop)
+		r.add(c, "weave: to others by the host", from, toMAC(b.mac), drop)
 	}
 }
 
@@ -157,21 +165,14 @@ func addForward(r *ruleset, exposed []Exposed) {
 		from, to := isLink(expr.MetaKeyIIFNAME, b.name), isLink(expr.MetaKeyOIFNAME, b.name)
 		r.add(c, "weave: within a bridge", from, to, accept)
 		r.add(c, "weave: between segments", from, ifName(expr.MetaKeyOIFNAME), drop)
-		r.add(c, "weave: answers", from, isAnswer(), accept)
 		r.add(c, "weave: answers", to, isAnswer(), accept)
-		r.add(c, "weave: to what the host publishes", from, isRedirected(), accept)
 		for _, x := range exposed {
-			if x.Bridge != b.name {
-				continue
-			}
-			if x.Masquerade {
-				r.add(c, "weave: out by the host", from, srcIn(x.Addr), accept)
-			}
 			for _, e := range x.Exports {
-				r.add(c, "weave: export", to, isRedirected(), dstIs(e.To.Addr()), toPort(e.Protocol, e.To.Port()), accept)
+				if x.Bridge == b.name {
+					r.add(c, exportComment, to, isRedirected(), dstIs(e.To.Addr()), toPort(e.Protocol, e.To.Port()), accept)
+				}
 			}
 		}
-		r.add(c, "weave: from a bridge", from, drop)
 		r.add(c, "weave: to a bridge", to, drop)
 	}
 }
@@ -191,17 +192,17 @@ func addTranslation(r *ruleset, exposed []Exposed) {
 	for _, x := range exposed {
 		for _, e := range x.Exports {
 			to := redirect(e.To)
-			r.add(pre, "weave: export", notByBridge(expr.MetaKeyIIFNAME), local, toPort(e.Protocol, e.Port), to)
-			r.add(out, "weave: export", local, notLoopback(x.Addr.Addr()), toPort(e.Protocol, e.Port), to)
-			r.add(post, "weave: export", isLink(expr.MetaKeyOIFNAME, x.Bridge), isRedirected(),
+			r.add(pre, exportComment, notByBridge(expr.MetaKeyIIFNAME), local, toPort(e.Protocol, e.Port), to)
+			r.add(out, exportComment, local, notLoopback(x.Addr.Addr()), toPort(e.Protocol, e.Port), to)
+			r.add(post, exportComment, isLink(expr.MetaKeyOIFNAME, x.Bridge), isRedirected(),
 				dstIs(e.To.Addr()), toPort(e.Protocol, e.To.Port()), source(x.Addr.Addr()))
 		}
 		for _, i := range x.Imports {
-			r.add(pre, "weave: import", byBridge(x), srcIn(x.Addr), dstIs(x.Addr.Addr()), toPort(i.Protocol, i.Port), redirect(i.To))
-			r.add(post, "weave: import", leaves, isRedirected(), srcIn(x.Addr), dstIs(i.To.Addr()), toPort(i.Protocol, i.To.Port()), masquerade())
+			r.add(pre, importComment, byBridge(x), srcIn(x.Addr), dstIs(x.Addr.Addr()), toPort(i.Protocol, i.Port), redirect(i.To))
+			r.add(post, importComment, leaves, isRedirected(), srcIn(x.Addr), dstIs(i.To.Addr()), toPort(i.Protocol, i.To.Port()), masquerade())
 		}
 		if x.Masquerade {
-			r.add(post, "weave: out by the host", leaves, srcIn(x.Addr), masquerade())
+			r.add(post, outComment, leaves, srcIn(x.Addr), masquerade())
 		}
 	}
 }

@@ -17,6 +17,7 @@ type town struct {
 	t       *testing.T
 	k       *Kernel
 	in      *container // 192.168.0.2, on the exposed bridge
+	inToo   *container // 192.168.0.3, on the same
 	other   *container // 192.168.1.2, on another bridge
 	outside *container // 203.0.113.2, beyond the host's 203.0.113.1
 }
@@ -33,6 +34,7 @@ func newTown(t *testing.T, bridged bool) *town {
 	must(t, k.EnsureBridge(Bridge{Name: "wv0000000b", MTU: 1400}))
 	w := &town{t: t, k: k}
 	w.in = startContainer(t, k, exposedBridge, "0000000a", "192.168.0.2/24", "fd00::2/64")
+	w.inToo = startContainer(t, k, exposedBridge, "0000000c", "192.168.0.3/24", "fd00::3/64")
 	w.other = startContainer(t, k, "wv0000000b", "0000000b", "192.168.1.2/24")
 	run(t, "ip link add up0 type veth peer name far0")
 	w.outside = moveInto(t, "far0", link(t, "far0").Attrs().HardwareAddr, "203.0.113.2/24")
@@ -116,6 +118,11 @@ func TestExposed(t *testing.T) {
 					t.Errorf("after %q:\n%s", damage, now)
 				}
 			}
+			for _, addr := range []string{"192.168.0.3:9998", "[fd00::3]:9998"} {
+				if l := at(t, w.inToo, addr); !reaches(t, l, "hello", from(t, w.in, addr, "hello")) {
+					t.Errorf("containers do not reach each other at %s", addr)
+				}
+			}
 			for _, addrs := range [][2]string{{"192.168.0.1:9999", "192.168.0.2:9999"}, {"[fd00::1]:9999", "[fd00::2]:9999"}} {
 				if l := at(t, nil, addrs[0]); !reaches(t, l, "hello", from(t, w.in, addrs[0], "hello")) {
 					t.Errorf("a container does not reach the host at %s", addrs[0])
@@ -149,6 +156,14 @@ func TestExposedIsNoWayThrough(t *testing.T) {
 			w.in.do(func() { run(t, "ip route add default via 192.168.0.1") })
 			w.other.do(func() { run(t, "ip route add default via 192.168.1.1") })
 			w.outside.do(func() { run(t, "ip route add 192.168.0.0/16 via 203.0.113.1") })
+			// A port that is published on one address of the host alone, and a frame to
+			// it that is not for the host.
+			run(t, "iptables-nft -t nat -A PREROUTING -d 203.0.113.1 -p udp --dport 8080 -j DNAT --to-destination 203.0.113.2:9998")
+			w.in.do(func() {
+				run(t, "ip neigh add 192.168.0.9 dev eth0 lladdr 02:00:00:00:00:99")
+				run(t, "ip route add 203.0.113.1/32 via 192.168.0.9")
+			})
+			published := at(t, w.outside, "203.0.113.2:9998")
 
 			open := at(t, nil, "192.168.1.1:9999")
 			if !reaches(t, open, "hello", from(t, w.other, "192.168.1.1:9999", "hello")) {
@@ -160,7 +175,7 @@ func TestExposedIsNoWayThrough(t *testing.T) {
 			}
 			drain(t, closed...)
 			for range 3 {
-				for _, to := range []string{"192.168.1.2:9999", "192.168.1.1:9999", "203.0.113.1:9999", "203.0.113.255:9997"} {
+				for _, to := range []string{"192.168.1.2:9999", "192.168.1.1:9999", "203.0.113.1:9999", "203.0.113.1:8080", "203.0.113.255:9997"} {
 					from(t, w.in, to, "from one to "+to)()
 				}
 				for _, to := range []string{"192.168.0.2:9999", "192.168.0.1:9999", "203.0.113.1:9999", "203.0.113.2:9999"} {
@@ -169,7 +184,7 @@ func TestExposedIsNoWayThrough(t *testing.T) {
 				from(t, w.outside, "192.168.0.2:9999", "from outside to 192.168.0.2")()
 				from(t, w.outside, "192.168.1.2:9999", "from outside to 192.168.1.2")()
 			}
-			for _, c := range append(closed, at(t, w.outside, "203.0.113.2:9998")) {
+			for _, c := range append(closed, published) {
 				if got := hear(t, c, inAWhile); got != "" {
 					t.Errorf("got through: %q", got)
 				}

@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// Docker is Networks by the docker command.
-type Docker struct{}
+// DockerCommand is Networks by the docker command.
+type DockerCommand struct{}
 
 // Network implements Networks.
-func (Docker) Network(ctx context.Context, subnet netip.Prefix, made string) (name string, created bool, err error) {
+func (DockerCommand) Network(ctx context.Context, subnet netip.Prefix, made string) (name string, created bool, err error) {
 	name = "weave-" + strings.NewReplacer("/", "-", ":", "-").Replace(subnet.String())
 	err = docker(ctx, "network", "create", "-d", "weave", "--ipam-driver", "weave", "--subnet", subnet.String(),
 		"--label", "org.weave.made="+made, name)
@@ -22,7 +22,7 @@ func (Docker) Network(ctx context.Context, subnet netip.Prefix, made string) (na
 }
 
 // Remove implements Networks.
-func (Docker) Remove(ctx context.Context, name string) error {
+func (DockerCommand) Remove(ctx context.Context, name string) error {
 	return docker(ctx, "network", "rm", name)
 }
 

@@ -235,34 +235,3 @@ func TestExposeMakesNetwork(t *testing.T) {
 	}
 	weave(t, h, "hide", own+"/24")
 }
-
-// TestExposeFast: the same where frames go by VXLAN.
-func TestExposeFast(t *testing.T) {
-	beside(t)
-	hs := spareHosts(t, 2, func(i int, first string) map[string]string {
-		if i == 0 {
-			return nil
-		}
-		return map[string]string{"WEAVE_PEERS": first}
-	})
-	awaitPeers(t, hs)
-	sub := subnet()
-	netw := network(t, hs, "--subnet", sub)
-	a, b := run(t, hs[0], netw, nil, "tool", "echo", "tcp", ":7000"), run(t, hs[1], netw, nil, "tool", "echo", "tcp", ":7000")
-	own := inSubnet(sub, 77)
-	eventually(t, soon, func() error {
-		for _, h := range hs {
-			if s := status(t, h); len(s.Peers) != 1 || s.Peers[0].Frames != control.VXLAN {
-				return fmt.Errorf("%s: not on the fast path: %+v", h.Name(), s.Peers)
-			}
-		}
-		return nil
-	})
-	for range 2 {
-		weave(t, hs[0], "expose", own+"/24")
-		hostEcho(t, hs[0], own+":9000")
-		bothWays(t, hs[0], own+":9000", a, b)
-		weave(t, hs[0], "hide")
-		hs[0], hs[1], a, b = hs[1], hs[0], b, a // the other host has the address next
-	}
-}
