@@ -105,9 +105,9 @@ func TestExposed(t *testing.T) {
 			for range 2 {
 				w.expose(exposure("192.168.0.1/24"), exposure("fd00::1/64"))
 			}
-			rules := run(t, "nft -a list ruleset")
+			rules := run(t, "nft -s -a list ruleset")
 			w.expose(exposure("fd00::1/64"), exposure("192.168.0.1/24"))
-			if now := run(t, "nft -a list ruleset"); now != rules {
+			if now := run(t, "nft -s -a list ruleset"); now != rules {
 				t.Errorf("changed what was right:\n%s\nto\n%s", rules, now)
 			}
 			rules = run(t, "nft -s list ruleset")
