@@ -114,7 +114,7 @@ func letHostOn(h *netlink.Handle, br netlink.Link, v6 bool) error {
 		return err
 	}
 	for _, s := range []struct{ name, value string }{
-		{"accept_ra", "0"}, {"accept_redirects", "0"}, {"accept_dad", "0"}, {"disable_ipv6", "0"},
+		{"accept_ra", "0"}, {"accept_redirects", "0"}, {"disable_ipv6", "0"},
 	} {
 		if err := setIPv6(br.Attrs().Name, s.name, s.value); err != nil {
 			return err

@@ -105,6 +105,9 @@ func TestExposed(t *testing.T) {
 			for range 2 {
 				w.expose(exposure("192.168.0.1/24"), exposure("fd00::1/64"))
 			}
+			if got := run(t, "ip -6 addr show dev "+exposedBridge+" tentative"); got != "" {
+				t.Errorf("an address waits: %s", got)
+			}
 			rules := run(t, "nft -s -a list ruleset")
 			w.expose(exposure("fd00::1/64"), exposure("192.168.0.1/24"))
 			if now := run(t, "nft -s -a list ruleset"); now != rules {
@@ -159,7 +162,9 @@ func TestExposedIsNoWayThrough(t *testing.T) {
 			// A port that is published on one address of the host alone, and a frame to
 			// it that is not for the host.
 			run(t, "iptables-nft -t nat -A PREROUTING -d 203.0.113.1 -p udp --dport 8080 -j DNAT --to-destination 203.0.113.2:9998")
+			sysctl(t, "ipv4/conf/"+exposedBridge+"/rp_filter", "0")
 			w.in.do(func() {
+				run(t, "ip addr add 172.30.0.9/32 dev eth0")
 				run(t, "ip neigh add 192.168.0.9 dev eth0 lladdr 02:00:00:00:00:99")
 				run(t, "ip route add 203.0.113.1/32 via 192.168.0.9")
 			})
@@ -181,6 +186,7 @@ func TestExposedIsNoWayThrough(t *testing.T) {
 				for _, to := range []string{"192.168.0.2:9999", "192.168.0.1:9999", "203.0.113.1:9999", "203.0.113.2:9999"} {
 					from(t, w.other, to, "from another to "+to)()
 				}
+				w.in.do(func() { sayFrom(t, "172.30.0.9", "192.168.0.1:9999", "from an address of no subnet") })
 				from(t, w.outside, "192.168.0.2:9999", "from outside to 192.168.0.2")()
 				from(t, w.outside, "192.168.1.2:9999", "from outside to 192.168.1.2")()
 			}
@@ -191,6 +197,16 @@ func TestExposedIsNoWayThrough(t *testing.T) {
 			}
 		})
 	}
+}
+
+// sayFrom is say from one of several addresses.
+func sayFrom(t *testing.T, who, to, text string) {
+	t.Helper()
+	c, err := net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(who)}, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to)))
+	must(t, err)
+	defer func() { _ = c.Close() }()
+	_, err = c.Write([]byte(text))
+	must(t, err)
 }
 
 func TestMasquerade(t *testing.T) {
