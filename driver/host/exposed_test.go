@@ -65,7 +65,7 @@ func (w *town) expose(all ...Exposed) {
 
 // traces is all that exposing may leave behind.
 func (w *town) traces() string {
-	return run(w.t, "nft -s list ruleset") + run(w.t, "ip addr") + run(w.t, "ip route") + run(w.t, "ip -6 route") + run(w.t, "ip -6 addr")
+	return run(w.t, "nft -s list ruleset") + run(w.t, "ip addr show dev "+exposedBridge) + run(w.t, "ip route") + run(w.t, "ip -6 route")
 }
 
 // from sends to an address out of a container, or out of the host.
