@@ -326,3 +326,15 @@ func TestImport(t *testing.T) {
 		})
 	}
 }
+
+func TestForwards(t *testing.T) {
+	k := enterHost(t)
+	for addr, setting := range map[string]string{"192.168.0.1": "ipv4/ip_forward", "fd00::1": "ipv6/conf/all/forwarding"} {
+		for _, value := range []string{"0", "1"} {
+			sysctl(t, setting, value)
+			if on, err := k.Forwards(netip.MustParseAddr(addr)); err != nil || on != (value == "1") {
+				t.Errorf("%s is %s: %v, %v", setting, value, on, err)
+			}
+		}
+	}
+}

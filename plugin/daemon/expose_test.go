@@ -246,3 +246,13 @@ func TestOwnRoutesAreInNobodysWay(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// TestExposedClash: an address that a container elsewhere has, too, since two
+// clusters met, is no container's here, and restarting one would not help.
+func TestExposedClash(t *testing.T) {
+	s := ipam.PoolStatus{Pool: exposedPool, Conflicts: []ipam.Clash{{Pool: exposedPool, Addr: exposedAddr.Addr(), Kind: ipam.KindLease, Host: "h2"}}}
+	got := poolStatus(s, "self", map[netip.Prefix]string{exposedAddr: thisHost}).Conflicts
+	if len(got) != 1 || !strings.Contains(got[0], "10.40.0.1 of this host itself") || !strings.Contains(got[0], "until it is hidden") {
+		t.Errorf("told: %q", got)
+	}
+}
