@@ -12,7 +12,8 @@
 // Driver.mu guards the maps and the records, and is held for no longer than it
 // takes to look at them. Work that is slow (kernel, disk, mesh) runs under the
 // lock of the thing it is for: network.op, shared by work on the network's
-// endpoints, and endpoint.op. They are taken in the order network.op,
+// endpoints, and endpoint.op. This host's own addresses on a segment are part of
+// their network. They are taken in the order network.op,
 // endpoint.op, Driver.mu, and never two of a kind. A new network or endpoint
 // enters its map with op locked, so that its names are reserved while others
 // wait for the outcome.

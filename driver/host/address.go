@@ -30,14 +30,9 @@ func (b Bridge) setHost(h *netlink.Handle, br netlink.Link) error {
 			return fmt.Errorf("take away the host's address %s: %w", prefix, err)
 		}
 	}
-	if len(b.Addrs) == 0 {
-		if err := keepHostOff(h, br); err != nil {
-			return fmt.Errorf("keep the host's IP off the bridge: %w", err)
-		}
-		return nil
-	}
-	if err := letHostOn(h, br, slices.ContainsFunc(b.Addrs, is6)); err != nil {
-		return fmt.Errorf("let the host's IP on the bridge: %w", err)
+	v4, v6 := slices.ContainsFunc(b.Addrs, is4), slices.ContainsFunc(b.Addrs, is6)
+	if err := errors.Join(setIPv4(br, v4), setIPv6(h, br, v6)); err != nil {
+		return fmt.Errorf("keep the host's IP off the bridge, or let it on: %w", err)
 	}
 	for _, prefix := range b.Addrs {
 		if _, there := has[prefix]; there {
@@ -78,61 +73,52 @@ func addressesOf(h *netlink.Handle, br netlink.Link) (map[netip.Prefix]netlink.A
 	return has, nil
 }
 
+func is4(p netip.Prefix) bool { return p.Addr().Is4() }
 func is6(p netip.Prefix) bool { return p.Addr().Is6() }
 
-// keepHostOff sees to it that the host neither speaks nor answers on a bridge:
-// no ARP for its addresses or as a proxy, no forwarding, no IPv6. The settings
-// go by netlink where they can, because /proc/sys may be read-only.
-func keepHostOff(h *netlink.Handle, br netlink.Link) error {
-	if err := setIPv4(br, map[int]uint32{devconfForwarding: 0, devconfARPIgnore: arpIgnoreAll}); err != nil {
-		return err
+// setIPv4 lets the host answer for its IPv4 addresses on a bridge; what it
+// forwards is the firewall's to say. Or it sees to it that the host neither speaks
+// nor answers there: no ARP for its addresses or as a proxy, no forwarding. The
+// settings go by netlink, because /proc/sys may be read-only.
+func setIPv4(br netlink.Link, on bool) error {
+	settings := map[int]uint32{devconfForwarding: 0, devconfARPIgnore: arpIgnoreAll}
+	if on {
+		settings = map[int]uint32{
+			devconfForwarding: 1, devconfARPIgnore: arpIgnoreOthers, devconfARPAnnounce: arpAnnounceOwn,
+			devconfAcceptRedirects: 0, devconfPromoteSecondaries: 1,
+		}
 	}
-	if err := quietIPv6(h, br); err != nil {
-		return err
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(unix.IFLA_INET_CONF, nil)
+	for _, index := range slices.Sorted(maps.Keys(settings)) {
+		conf.AddRtAttr(index, nl.Uint32Attr(settings[index]))
 	}
-	// Without an IPv6 address the bridge is silent already; this is the second
-	// lock on the same door, so a /proc/sys that is read-only does no harm.
-	err := setIPv6(br.Attrs().Name, "disable_ipv6", "1")
-	if errors.Is(err, unix.EROFS) || errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
+	return setLink(br, unix.RTM_SETLINK, spec)
 }
 
-// letHostOn is the reverse: the host answers for its addresses on the bridge, and
-// nothing that others say there sets up its IPv6 or its routes. What it forwards
-// is the firewall's to say.
-func letHostOn(h *netlink.Handle, br netlink.Link, v6 bool) error {
-	err := setIPv4(br, map[int]uint32{
-		devconfForwarding: 1, devconfARPIgnore: arpIgnoreOthers, devconfARPAnnounce: arpAnnounceOwn,
-		devconfAcceptRedirects: 0, devconfPromoteSecondaries: 1,
-	})
-	if err != nil || !v6 {
-		return err
-	}
+// setIPv6 is the same for IPv6. Nothing that others say on the bridge sets up the
+// host's addresses or routes.
+func setIPv6(h *netlink.Handle, br netlink.Link, on bool) error {
 	if err := quietIPv6(h, br); err != nil {
 		return err
 	}
-	for _, s := range []struct{ name, value string }{
-		{"accept_ra", "0"}, {"accept_redirects", "0"}, {"disable_ipv6", "0"},
-	} {
-		if err := setIPv6(br.Attrs().Name, s.name, s.value); err != nil {
+	if !on {
+		// Without an IPv6 address the bridge is silent already; this is the second
+		// lock on the same door, so a /proc/sys that is read-only does no harm.
+		err := writeIPv6(br, "disable_ipv6", "1")
+		if errors.Is(err, unix.EROFS) || errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	for _, s := range []struct{ name, value string }{{"accept_ra", "0"}, {"accept_redirects", "0"}, {"disable_ipv6", "0"}} {
+		if err := writeIPv6(br, s.name, s.value); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// setIPv4 changes IPv4 settings of a link, by their indexes.
-func setIPv4(link netlink.Link, settings map[int]uint32) error {
-	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(unix.IFLA_INET_CONF, nil)
-	for _, index := range slices.Sorted(maps.Keys(settings)) {
-		conf.AddRtAttr(index, nl.Uint32Attr(settings[index]))
-	}
-	return setLink(link, unix.RTM_SETLINK, spec)
-}
-
-func setIPv6(link, name, value string) error {
-	return os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", link, name), []byte(value), 0)
+func writeIPv6(link netlink.Link, setting, value string) error {
+	return os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", link.Attrs().Name, setting), []byte(value), 0)
 }

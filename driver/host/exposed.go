@@ -118,14 +118,16 @@ func bridges(exposed []Exposed) (all []hostBridge) {
 	return all
 }
 
-// questions match the frames to all by which a bridge's neighbours ask for the
-// host's MAC address, or tell theirs.
-func (b hostBridge) questions() (all [][]expr.Any) {
+// forHost match the frames that the host gets of a bridge: of the families of its
+// addresses, those to its MAC address, and those by which neighbours ask for that,
+// or tell theirs.
+func (b hostBridge) forHost() (all [][]expr.Any) {
 	if b.v4 {
-		all = append(all, isARP())
+		all = append(all, isEtherType(unix.ETH_P_ARP), append(isEtherType(unix.ETH_P_IP), toMAC(b.mac)...))
 	}
 	if b.v6 {
-		all = append(all, append(isEtherType(unix.ETH_P_IPV6), isNeighbourDiscovery()...))
+		is6 := isEtherType(unix.ETH_P_IPV6)
+		all = append(all, slices.Concat(is6, isNeighbourDiscovery()), slices.Concat(is6, toMAC(b.mac)))
 	}
 	return all
 }

@@ -327,6 +327,33 @@ func TestImport(t *testing.T) {
 	}
 }
 
+// TestExposedFamilies: an address of one family lets in nothing of the other, not
+// even on a bridge that is made with it, as after a boot.
+func TestExposedFamilies(t *testing.T) {
+	w := newTown(t, false)
+	must(t, w.k.EnsureBridge(Bridge{Name: "wv0000000c", MTU: 1400, Addrs: []netip.Prefix{netip.MustParsePrefix("192.168.3.1/24")}}))
+	if got := getSysctl(t, "ipv6/conf/wv0000000c/disable_ipv6"); got != "1" {
+		t.Errorf("with an IPv4 address, disable_ipv6 is %s", got)
+	}
+	must(t, w.k.EnsureBridge(Bridge{Name: "wv0000000d", MTU: 1400, Addrs: []netip.Prefix{netip.MustParsePrefix("fd03::1/64")}}))
+	if ignore, forwards := getSysctl(t, "ipv4/conf/wv0000000d/arp_ignore"), getSysctl(t, "ipv4/conf/wv0000000d/forwarding"); ignore != "8" || forwards != "0" {
+		t.Errorf("with an IPv6 address, arp_ignore is %s and forwarding %s", ignore, forwards)
+	}
+	w.expose(exposure("fd00::1/64"))
+	run(t, "ip route add 192.168.0.0/24 dev "+exposedBridge)
+	w.in.do(func() {
+		run(t, "ip neigh add 192.168.0.1 dev eth0 lladdr "+exposedMAC.String())
+		run(t, "ip route add default via 192.168.0.1")
+	})
+	l := at(t, nil, "203.0.113.1:9999")
+	for range 3 {
+		from(t, w.in, "203.0.113.1:9999", "by IPv4")()
+	}
+	if got := hear(t, l, inAWhile); got != "" {
+		t.Errorf("got through: %q", got)
+	}
+}
+
 func TestForwards(t *testing.T) {
 	k := enterHost(t)
 	for addr, setting := range map[string]string{"192.168.0.1": "ipv4/ip_forward", "fd00::1": "ipv6/conf/all/forwarding"} {

@@ -151,10 +151,9 @@ func isolation(exposed []Exposed) *ruleset {
 	accept := verdict(expr.VerdictAccept)
 	for _, b := range bridges(inOrder(exposed)) {
 		what := "weave: host on " + b.name
-		for _, question := range b.questions() {
-			r.add(input, what, ifName(expr.MetaKeyIIFNAME), question, accept)
+		for _, frames := range b.forHost() {
+			r.add(input, what, ifName(expr.MetaKeyIIFNAME), frames, accept)
 		}
-		r.add(input, what, ifName(expr.MetaKeyIIFNAME), toMAC(b.mac), accept)
 		r.add(output, what, ifName(expr.MetaKeyOIFNAME), fromMAC(b.mac), accept)
 	}
 	r.add(input, "weave: to the host", ifName(expr.MetaKeyIIFNAME), verdict(expr.VerdictDrop))

@@ -44,8 +44,6 @@ func isEtherType(kind uint16) []expr.Any {
 	return []expr.Any{load(expr.PayloadBaseLLHeader, 12, 2), equal(binaryutil.BigEndian.PutUint16(kind))}
 }
 
-func isARP() []expr.Any { return isEtherType(unix.ETH_P_ARP) }
-
 // Numbers of ICMPv6.
 const (
 	icmpv6Header  = 40 // behind the fixed header of IPv6: more headers are not let in

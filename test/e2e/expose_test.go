@@ -113,6 +113,13 @@ func TestExpose(t *testing.T) {
 	}
 	hostEcho(t, hs[0], own+":9000")
 	bothWays(t, hs[0], own+":9000", a, b)
+	other := weave(t, hs[1], "expose", "net:"+sub) // host to host, over the segment
+	hostEcho(t, hs[1], other+":9000")
+	for h, to := range map[*dockerlab.Host]string{hs[0]: other, hs[1]: own} {
+		eventually(t, soon, func() error { return hostSends(h, to+":9000") })
+	}
+	weave(t, hs[1], "hide")
+
 	own6 := strings.TrimSuffix(sub6, "/64") + "77"
 	weave(t, hs[0], "expose", own6+"/64")
 	hostEcho(t, hs[0], "["+own6+"]:9000")
