@@ -253,7 +253,7 @@ func clashText(c ipam.Clash, container string) string {
 	}
 	switch container {
 	case thisHost:
-		return fmt.Sprintf("address %s of this host itself is, or was, that of a container on host %s, too, since two clusters met: other hosts do not see it until it is hidden and exposed again", c.Addr, c.Host)
+		return fmt.Sprintf("address %s of this host itself is, or was, in use on host %s, too, since two clusters met: other hosts do not see it here until it is hidden and exposed anew", c.Addr, c.Host)
 	case "":
 		container = "the container here"
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -241,4 +242,40 @@ func TestExposeMakesNetwork(t *testing.T) {
 		t.Errorf("%d leases are left", use.leased)
 	}
 	weave(t, h, "hide", own+"/24")
+}
+
+// TestExposedTwice: two clusters that meet have exposed the same address. One of
+// them keeps it, and the other is told and takes another one.
+func TestExposedTwice(t *testing.T) {
+	beside(t)
+	hs := spareHosts(t, 2, alone)
+	sub := subnet()
+	own := inSubnet(sub, 1)
+	for _, h := range hs {
+		weave(t, h, "expose", own+"/24")
+		hostEcho(t, h, own+":9000")
+	}
+	weave(t, hs[0], "connect", hs[1].Net().IP4().String())
+	awaitPeers(t, hs)
+	told := func(h *dockerlab.Host) bool {
+		return slices.ContainsFunc(status(t, h).Problems, func(p control.Problem) bool { return strings.Contains(p.What, own+" of this host itself") })
+	}
+	eventually(t, soon, func() error {
+		if told(hs[0]) {
+			hs[0], hs[1] = hs[1], hs[0]
+		}
+		if !told(hs[1]) {
+			return errors.New("nobody is told")
+		}
+		return nil
+	})
+	weave(t, hs[1], "hide")
+	other := weave(t, hs[1], "expose", "net:"+sub)
+	hostEcho(t, hs[1], other+":9000")
+	for h, to := range map[*dockerlab.Host]string{hs[0]: other, hs[1]: own} {
+		eventually(t, soon, func() error { return hostSends(h, to+":9000") })
+	}
+	if told(hs[1]) {
+		t.Errorf("the clash stays: %+v", status(t, hs[1]).Problems)
+	}
 }
