@@ -12,7 +12,8 @@
 // Driver.mu guards the maps and the records, and is held for no longer than it
 // takes to look at them. Work that is slow (kernel, disk, mesh) runs under the
 // lock of the thing it is for: network.op, shared by work on the network's
-// endpoints, and endpoint.op. They are taken in the order network.op,
+// endpoints, and endpoint.op. This host's own addresses on a segment are part of
+// their network. They are taken in the order network.op,
 // endpoint.op, Driver.mu, and never two of a kind. A new network or endpoint
 // enters its map with op locked, so that its names are reserved while others
 // wait for the outcome.
@@ -49,15 +50,16 @@ const joinTimeout = 15 * time.Second
 // Kernel is what the driver needs of the host's kernel. All calls are
 // idempotent, limited in time and safe for concurrent use; *host.Kernel is one.
 type Kernel interface {
-	EnsureBridge(name string, mtu int) error
+	EnsureBridge(b host.Bridge) error
 	RemoveBridge(name string) error
 	AttachPort(bridge, link string) error
 	CreateVeth(name, peer string, mtu int, mac net.HardwareAddr) error
 	DeleteLink(name string) error
 	HasLink(name string) (bool, error)
 	Routes() ([]host.Route, error)
-	EnsureFirewall() ([]host.Blocked, error)
+	EnsureFirewall(exposed ...host.Exposed) ([]host.Blocked, error)
 	RemoveFirewall() error
+	Forwards(addr netip.Addr) (bool, error)
 }
 
 // Fabric is what the driver needs of the mesh. All calls are idempotent: to
@@ -104,6 +106,7 @@ type Endpoint struct {
 	MAC       net.HardwareAddr
 	Addrs     []netip.Prefix // with the lengths of their subnets
 	Container string         // name, empty while unknown
+	OfHost    bool           // it is the host's own, see Expose
 }
 
 // Holder is who has an address on another host. Container may be empty.
@@ -111,6 +114,7 @@ type Holder struct {
 	Host      string
 	Container string
 	Endpoint  string // ID
+	OfHost    bool   // the host itself has it
 }
 
 // Config is what a Driver is made of.
@@ -121,7 +125,12 @@ type Config struct {
 	// NetworkName returns Docker's name of a network, or "". It is optional and
 	// must answer at once.
 	NetworkName func(id string) string
-	Log         *logrus.Entry
+	// Self tells this host from all others.
+	Self string
+	// Lost is told, without a lock held, what was exposed on a network that Docker
+	// removed. It is optional.
+	Lost func(network string, e Exposure)
+	Log  *logrus.Entry
 }
 
 // Driver serves Docker's network driver calls. It is safe for concurrent use.
@@ -130,6 +139,8 @@ type Driver struct {
 	fabric      Fabric
 	store       Store
 	networkName func(id string) string
+	self        string
+	lost        func(network string, e Exposure)
 	log         *logrus.Entry
 
 	firewall sync.Mutex // held from looking for networks to having that applied
@@ -138,6 +149,7 @@ type Driver struct {
 	mu        sync.Mutex
 	networks  map[string]*network
 	endpoints map[string]*endpoint
+	exposures map[netip.Prefix]*exposure // written under their network's op, too
 }
 
 // network is a network of Docker's on this host.
@@ -171,9 +183,15 @@ func New(cfg Config) (*Driver, error) {
 		fabric:      cfg.Fabric,
 		store:       cfg.Store,
 		networkName: cfg.NetworkName,
+		self:        cfg.Self,
+		lost:        cfg.Lost,
 		log:         cfg.Log,
 		networks:    make(map[string]*network),
 		endpoints:   make(map[string]*endpoint),
+		exposures:   make(map[netip.Prefix]*exposure),
+	}
+	if d.lost == nil {
+		d.lost = func(string, Exposure) {}
 	}
 	if d.networkName == nil {
 		d.networkName = func(string) string { return "" }
@@ -252,11 +270,11 @@ func (d *Driver) EnsureFirewall() ([]host.Blocked, error) {
 	d.firewall.Lock()
 	defer d.firewall.Unlock()
 	d.mu.Lock()
-	wanted := len(d.networks) > 0
+	wanted, exposed := len(d.networks) > 0, d.hostExposed()
 	d.mu.Unlock()
 	if wanted {
 		d.fenced = true
-		return d.kernel.EnsureFirewall()
+		return d.kernel.EnsureFirewall(exposed...)
 	}
 	if d.fenced {
 		if err := d.kernel.RemoveFirewall(); err != nil {

@@ -188,6 +188,9 @@ func (d *Driver) checkHolders(n *network, e *endpoint) error {
 }
 
 func (h Holder) describe() string {
+	if h.OfHost {
+		return "the host itself"
+	}
 	if h.Container == "" {
 		return "endpoint " + short(h.Endpoint)
 	}

@@ -61,6 +61,7 @@ type link struct {
 	mtu    int
 	mac    string
 	peer   string
+	addrs  string // of the host, on a bridge
 }
 
 // fakeKernel is a kernel in memory. That a port's bridge or link must exist is
@@ -71,6 +72,8 @@ type fakeKernel struct {
 	links    map[string]link
 	routes   []host.Route
 	firewall bool
+	exposed  []host.Exposed
+	forwards bool
 }
 
 func (k *fakeKernel) change(name string, f func() error) error {
@@ -82,11 +85,18 @@ func (k *fakeKernel) change(name string, f func() error) error {
 	return f()
 }
 
-func (k *fakeKernel) EnsureBridge(name string, mtu int) error {
+func (k *fakeKernel) EnsureBridge(b host.Bridge) error {
 	return k.change("EnsureBridge", func() error {
-		k.links[name] = link{bridge: true, mtu: mtu}
+		k.links[b.Name] = link{bridge: true, mtu: b.MTU, addrs: addrs(b)}
 		return nil
 	})
+}
+
+func addrs(b host.Bridge) string {
+	if len(b.Addrs) == 0 {
+		return ""
+	}
+	return fmt.Sprint(b.MAC, b.Addrs)
 }
 
 func (k *fakeKernel) RemoveBridge(name string) error {
@@ -146,16 +156,18 @@ func (k *fakeKernel) Routes() (routes []host.Route, err error) {
 	return routes, err
 }
 
-func (k *fakeKernel) EnsureFirewall() ([]host.Blocked, error) {
+func (k *fakeKernel) EnsureFirewall(exposed ...host.Exposed) ([]host.Blocked, error) {
 	return nil, k.change("EnsureFirewall", func() error {
-		k.firewall = true
+		k.firewall, k.exposed = true, exposed
 		return nil
 	})
 }
 
+func (k *fakeKernel) Forwards(netip.Addr) (bool, error) { return k.forwards, k.call("Forwards") }
+
 func (k *fakeKernel) RemoveFirewall() error {
 	return k.change("RemoveFirewall", func() error {
-		k.firewall = false
+		k.firewall, k.exposed = false, nil
 		return nil
 	})
 }
@@ -165,7 +177,7 @@ func (k *fakeKernel) reboot() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	clear(k.links)
-	k.firewall = false
+	k.firewall, k.exposed = false, nil
 }
 
 func (k *fakeKernel) names() []string {
@@ -327,6 +339,7 @@ type rig struct {
 	kernel *fakeKernel
 	fabric *fakeFabric
 	disk   *fakeStore
+	lost   []string // exposed addresses that went with their networks
 }
 
 func newRig(t testing.TB) *rig {
@@ -353,7 +366,8 @@ func (r *rig) restart(t testing.TB) {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	d, err := New(Config{
-		Kernel: r.kernel, Fabric: r.fabric, Store: r.disk, Log: logrus.NewEntry(log),
+		Kernel: r.kernel, Fabric: r.fabric, Store: r.disk, Log: logrus.NewEntry(log), Self: "h1",
+		Lost:        func(network string, e Exposure) { r.lost = append(r.lost, network+" "+e.Addr.String()) },
 		NetworkName: func(id string) string { return map[string]string{"n1": "front"}[id] },
 	})
 	if err != nil {
@@ -416,8 +430,8 @@ func (r *rig) mustBeEmpty(t interface{ Fatalf(string, ...any) }) {
 	if len(r.fabric.joined) > 0 || len(r.fabric.announced) > 0 {
 		t.Fatalf("left in the mesh: %v %v", r.fabric.joined, r.fabric.announced)
 	}
-	if len(r.Networks()) > 0 || len(r.Endpoints()) > 0 {
-		t.Fatalf("left in the driver: %v %v", r.Networks(), r.Endpoints())
+	if len(r.Networks()) > 0 || len(r.Endpoints()) > 0 || len(r.Exposed()) > 0 {
+		t.Fatalf("left in the driver: %v %v %v", r.Networks(), r.Endpoints(), r.Exposed())
 	}
 	if r.kernel.firewall {
 		t.Fatalf("the firewall was left behind")

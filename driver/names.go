@@ -3,6 +3,7 @@ package driver
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -42,6 +43,13 @@ func isDigits(s string) bool {
 func isLinkName(prefix, name string) bool {
 	digits, ok := strings.CutPrefix(name, prefix)
 	return ok && isDigits(digits)
+}
+
+// hostMAC returns the MAC address of a host on a segment: the same after a
+// restart, and on no other host. Containers' begin with 02.
+func hostMAC(self, segment string) net.HardwareAddr {
+	sum := sha256.Sum256([]byte(self + " " + segment))
+	return net.HardwareAddr{0x06, sum[0], sum[1], sum[2], sum[3], sum[4]}
 }
 
 // deriveMAC returns the MAC address of a container that was given none. It

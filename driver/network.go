@@ -149,7 +149,7 @@ func (d *Driver) bringUp(ctx context.Context, n *network) error {
 	if err := n.rec.checkMTU(port.MTU); err != nil {
 		return fmt.Errorf("join segment %s: %w", n.rec.Segment, err)
 	}
-	if err := d.kernel.EnsureBridge(n.rec.Bridge, port.MTU); err != nil {
+	if err := d.kernel.EnsureBridge(d.bridge(n, port.MTU)); err != nil {
 		return err
 	}
 	// Before the bridge can carry anything, it is kept apart from the others.
@@ -199,28 +199,39 @@ func (d *Driver) DeleteNetwork(_ context.Context, req *api.DeleteNetworkRequest)
 	if n == nil {
 		return nil
 	}
-	n.op.Lock()
-	defer n.op.Unlock()
-	if n.gone {
-		return nil
+	lost, err := d.removeNetwork(n)
+	for _, e := range lost {
+		d.lost(req.NetworkID, e)
 	}
-	if err := d.removeNetwork(n); err != nil {
+	if err != nil {
 		return fmt.Errorf("delete network %s: %w", d.describe(req.NetworkID), err)
 	}
-	d.forgetNetwork(n)
 	return nil
 }
 
-func (d *Driver) removeNetwork(n *network) error {
+// removeNetwork also returns what was exposed on the network and is no more.
+func (d *Driver) removeNetwork(n *network) (lost []Exposure, err error) {
+	n.op.Lock()
+	defer n.op.Unlock()
+	if n.gone {
+		return nil, nil
+	}
 	for _, e := range d.endpointsOf(n) {
 		if err := d.removeEndpoint(e); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	if err := d.takeDown(n); err != nil {
-		return err
+	if lost, err = d.dropExposures(n); err != nil {
+		return lost, err
 	}
-	return erase(d.store, networkBucket, n.rec.ID)
+	if err := d.takeDown(n); err != nil {
+		return lost, err
+	}
+	if err := erase(d.store, networkBucket, n.rec.ID); err != nil {
+		return lost, err
+	}
+	d.forgetNetwork(n)
+	return lost, nil
 }
 
 // hold finds a network and keeps it from being deleted until the caller

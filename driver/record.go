@@ -13,6 +13,7 @@ import (
 const (
 	networkBucket  = "networks"
 	endpointBucket = "endpoints"
+	exposureBucket = "exposed" // its keys are addresses
 )
 
 // networkRecord is a network on disk.
@@ -107,6 +108,20 @@ func (d *Driver) load() error {
 		}
 		d.networks[key] = &network{rec: r}
 		return nil
+	})
+	if err != nil {
+		return err
+	}
+	err = loadBucket(d.store, exposureBucket, func(key string, r exposureRecord) error {
+		n := d.networks[r.Network]
+		switch {
+		case r.Addr.String() != key:
+			return fmt.Errorf("the record is of address %s", r.Addr)
+		case n == nil:
+			return fmt.Errorf("its network %q is not stored", r.Network)
+		}
+		d.exposures[r.Addr] = &exposure{rec: r}
+		return r.check(n.rec.Subnets)
 	})
 	if err != nil {
 		return err

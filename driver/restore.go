@@ -41,6 +41,9 @@ func (d *Driver) restore(ctx context.Context, n *network) error {
 			return fmt.Errorf("restore network %s: %w", d.describe(n.rec.ID), err)
 		}
 	}
+	if err := d.announceExposed(n); err != nil {
+		d.log.WithError(err).WithField("network", n.rec.ID).Warn("exposed address not announced")
+	}
 	for _, e := range d.endpointsOf(n) {
 		if err := d.restoreEndpoint(n, e); err != nil {
 			d.log.WithError(err).WithField("network", n.rec.ID).WithField("endpoint", e.rec.ID).

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -295,8 +296,9 @@ func (r *rig) actions(t *testing.T) map[string]func(*rapid.T) {
 	}
 	steps := []string{
 		"Apply", "JoinSegment", "LeaveSegment", "Announce", "Withdraw", "EnsureBridge", "RemoveBridge",
-		"AttachPort", "CreateVeth", "DeleteLink", "HasLink", "Routes", "EnsureFirewall",
+		"AttachPort", "CreateVeth", "DeleteLink", "HasLink", "Routes", "EnsureFirewall", "Forwards",
 	}
+	r.kernel.forwards = true
 	return map[string]func(*rapid.T){
 		"fault": func(rt *rapid.T) { r.set(rapid.SampledFrom(steps).Draw(rt, "step")) },
 		"mend":  func(*rapid.T) { r.set() },
@@ -321,6 +323,15 @@ func (r *rig) actions(t *testing.T) map[string]func(*rapid.T) {
 		},
 		"leave": func(rt *rapid.T) {
 			_ = r.Leave(ctx, &api.LeaveRequest{NetworkID: network(rt), EndpointID: endpoint(rt)})
+		},
+		"expose": func(rt *rapid.T) {
+			id := network(rt)
+			addr := fmt.Sprintf("%s.%d/16", subnets[id], rapid.IntRange(7, 8).Draw(rt, "addr"))
+			_ = r.Expose(ctx, id, Exposure{Addr: netip.MustParsePrefix(addr), Masquerade: rapid.Bool().Draw(rt, "masquerade")})
+		},
+		"hide": func(rt *rapid.T) {
+			addr := fmt.Sprintf("%s.%d/16", subnets[network(rt)], rapid.IntRange(7, 8).Draw(rt, "addr"))
+			_, _ = r.Hide(netip.MustParsePrefix(addr))
 		},
 		"restart": func(*rapid.T) {
 			r.set()
@@ -363,6 +374,14 @@ func (r *rig) checkInvariants(rt *rapid.T) {
 	if disk := r.disk.dump(); len(disk[networkBucket]) != len(r.Networks()) || len(disk[endpointBucket]) != len(r.Endpoints()) {
 		rt.Fatalf("disk has %d networks and %d endpoints, the driver %d and %d",
 			len(disk[networkBucket]), len(disk[endpointBucket]), len(r.Networks()), len(r.Endpoints()))
+	}
+	if disk := r.disk.dump(); len(disk[exposureBucket]) != len(r.Exposed()) {
+		rt.Fatalf("disk has %d exposed addresses, the driver %v", len(disk[exposureBucket]), r.Exposed())
+	}
+	for _, x := range r.Exposed() {
+		if _, announced := r.fabric.endpoint("host-" + x.Addr.Addr().String()); announced != x.Announced {
+			rt.Fatalf("exposed %s: announced %v, in the mesh %v", x.Addr, x.Announced, announced)
+		}
 	}
 	routes := make(map[string]int)
 	macs := make(map[string]bool)

@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	freshBits = 24 // size of pools that nobody chose
-	maxPicks  = 8  // how often one request picks anew after losing a race
+	defaultBits = 16 // size of the default subnet, where the range has room
+	freshBits   = 24 // size of pools that nobody chose
+	maxPicks    = 8  // how often one request picks anew after losing a race
 )
 
 // requestAnyPool holds a random pool that is used nowhere. If another peer
@@ -88,6 +89,12 @@ func (a *Allocator) occupied() (*occupied, error) {
 		}
 	}
 	return o, nil
+}
+
+// DefaultSubnet is the part of a range that is for containers which name no
+// subnet, the same on all hosts: its first /16, or all of it if that is less.
+func DefaultSubnet(within netip.Prefix) netip.Prefix {
+	return netip.PrefixFrom(within.Addr(), max(defaultBits, within.Bits())).Masked()
 }
 
 // pick chooses a pool and marks it as picked. Those that never had a ring come

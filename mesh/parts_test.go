@@ -201,9 +201,9 @@ func TestKnownIsBounded(t *testing.T) {
 }
 
 func TestDecodeEndpoint(t *testing.T) {
-	good := `{"segment":"s","mac":"02:00:00:00:00:01","addrs":["10.0.0.1","fd00::1"],"bits":[24,64],"container":"web"}`
+	good := `{"segment":"s","mac":"02:00:00:00:00:01","addrs":["10.0.0.1","fd00::1"],"bits":[24,64],"container":"web","host":true}`
 	e, err := decodeEndpoint("id", []byte(good))
-	want := Endpoint{"id", "s", MAC{2, 0, 0, 0, 0, 1}, []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}, []int{24, 64}, "web"}
+	want := Endpoint{"id", "s", MAC{2, 0, 0, 0, 0, 1}, []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}, []int{24, 64}, "web", true}
 	if err != nil || fmt.Sprint(e) != fmt.Sprint(want) {
 		t.Errorf("got %+v, %v", e, err)
 	}

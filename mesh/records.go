@@ -35,6 +35,7 @@ type Endpoint struct {
 	Addrs     []netip.Addr // not to be changed
 	Bits      []int        // lengths of the subnets that Addrs are of, or none
 	Container string       // name, empty until it is known
+	OfHost    bool         // it is its host's own, no container's
 }
 
 // Has tells whether an address of a pool, which is a subnet, is the endpoint's.
@@ -57,6 +58,7 @@ type endpointRecord struct {
 	Addrs     []netip.Addr `json:"addrs"`
 	Bits      []int        `json:"bits,omitempty"`
 	Container string       `json:"container,omitempty"`
+	OfHost    bool         `json:"host,omitempty"`
 }
 
 // Bounds on an endpoint's record.
@@ -67,7 +69,7 @@ const (
 
 // encode checks an endpoint as its receivers will.
 func (e Endpoint) encode() ([]byte, error) {
-	value := recordValue(endpointRecord{e.Segment, e.MAC.String(), e.Addrs, e.Bits, printable(e.Container, maxContainer)})
+	value := recordValue(endpointRecord{e.Segment, e.MAC.String(), e.Addrs, e.Bits, printable(e.Container, maxContainer), e.OfHost})
 	_, err := decodeEndpoint(e.ID, value)
 	return value, err
 }
@@ -97,7 +99,7 @@ func decodeEndpoint(key string, value []byte) (Endpoint, error) {
 		}
 		r.Addrs[i] = a.Unmap()
 	}
-	return Endpoint{key, r.Segment, mac, r.Addrs, r.Bits, printable(r.Container, maxContainer)}, nil
+	return Endpoint{key, r.Segment, mac, r.Addrs, r.Bits, printable(r.Container, maxContainer), r.OfHost}, nil
 }
 
 // segmentRecord says that its owner has a network on the segment, and what it

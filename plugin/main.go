@@ -22,10 +22,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
 	root := cli.New(cli.Options{
-		Version: version,
-		Now:     time.Now,
-		Daemon:  func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
-		Plugin:  func(ctx context.Context) (cli.Plugin, error) { return managed.Open(ctx) },
+		Version:  version,
+		Now:      time.Now,
+		Networks: cli.DockerCommand{},
+		Daemon:   func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
+		Plugin:   func(ctx context.Context) (cli.Plugin, error) { return managed.Open(ctx) },
 	})
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, cli.Explain(err))

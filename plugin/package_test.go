@@ -43,7 +43,7 @@ func TestConfigJSON(t *testing.T) {
 	slices.Sort(env)
 	settings := []string{
 		config.Password, config.PasswordFile, config.Peers, config.Port, config.Address,
-		config.TCPPort, config.Proxy, config.Discover, config.Nickname, config.IPAllocRange, config.MTU, config.LogLevel,
+		config.TCPPort, config.Proxy, config.Discover, config.Networks, config.Nickname, config.IPAllocRange, config.MTU, config.LogLevel,
 	}
 	slices.Sort(settings)
 	if !slices.Equal(env, settings) {

@@ -13,8 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// acceptComment marks our rule among those of others; iptables shows it.
-const acceptComment = "weave: within its bridges"
+// Comments mark our rules among those of others; iptables shows them.
+const (
+	acceptComment  = "weave: within its bridges"
+	throughComment = "weave: through the host, "
+)
 
 // family is what differs between the firewalls of IPv4 and IPv6.
 type family struct {
@@ -70,13 +73,24 @@ func (f family) problem() Blocked {
 	}
 }
 
-// ensureAccept puts the rule at the head of the user's chain, if it is not in
-// that chain.
-func (f family) ensureAccept(conn *nftables.Conn) error {
+// accept is a rule that lets packets pass.
+type accept struct {
+	comment string
+	links   []expr.Any // that they come from and go to
+}
+
+func within() accept {
+	return accept{acceptComment, slices.Concat(ifName(expr.MetaKeyIIFNAME), ifName(expr.MetaKeyOIFNAME))}
+}
+
+// ensureAccept puts the rule that lets frames pass within bridges, and others, at
+// the head of the user's chain, if they are not in that chain.
+func (f family) ensureAccept(conn *nftables.Conn, others []accept) error {
 	chains, err := f.chains(conn)
 	if err != nil {
 		return err
 	}
+	want := append([]accept{within()}, others...)
 	for i, c := range chains {
 		own, err := ownRules(conn, c)
 		if err != nil {
@@ -85,16 +99,26 @@ func (f family) ensureAccept(conn *nftables.Conn) error {
 		switch {
 		case i > 0: // a better place has appeared since
 			err = deleteRules(conn, own)
-		case len(own) == 0:
-			conn.InsertRule(rule(c, acceptComment,
-				ifName(expr.MetaKeyIIFNAME), ifName(expr.MetaKeyOIFNAME), verdict(expr.VerdictAccept)))
-			err = conn.Flush()
+		case !slices.EqualFunc(own, want, func(r *nftables.Rule, a accept) bool { return comment(r) == a.comment }):
+			err = replaceRules(conn, c, own, want)
 		}
 		if err != nil {
 			return fmt.Errorf("%s chain %s: %w", f.name, c.Name, err)
 		}
 	}
 	return nil
+}
+
+// replaceRules puts rules at the head of a chain, in their order, in place of the
+// old ones.
+func replaceRules(conn *nftables.Conn, c *nftables.Chain, old []*nftables.Rule, want []accept) error {
+	if err := deleteRules(conn, old); err != nil {
+		return err
+	}
+	for _, a := range slices.Backward(want) {
+		conn.InsertRule(rule(c, a.comment, a.links, verdict(expr.VerdictAccept)))
+	}
+	return conn.Flush()
 }
 
 func (f family) removeAccept(conn *nftables.Conn) error {
@@ -142,7 +166,8 @@ func ownRules(conn *nftables.Conn, c *nftables.Chain) ([]*nftables.Rule, error) 
 		return nil, fmt.Errorf("list rules of %s: %w", c.Name, err)
 	}
 	return slices.DeleteFunc(rules, func(r *nftables.Rule) bool {
-		return comment(r) != acceptComment
+		text := comment(r)
+		return text != acceptComment && !strings.HasPrefix(text, throughComment)
 	}), nil
 }
 

@@ -3,11 +3,9 @@ package host
 import (
 	"bytes"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"net"
-	"os"
-	"path/filepath"
+	"net/netip"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -16,34 +14,53 @@ import (
 
 // Indexes into a link's IPv4 settings, from linux/ip.h.
 const (
-	devconfForwarding = 1
-	devconfARPIgnore  = 19
+	devconfForwarding         = 1
+	devconfAcceptRedirects    = 4
+	devconfARPAnnounce        = 18
+	devconfARPIgnore          = 19
+	devconfPromoteSecondaries = 20
 )
 
 // forwardLLDP has a bridge pass on the one kind of link-local frames that it
 // would hand to the host without asking the firewall.
 const forwardLLDP = 1 << 0xe
 
-// arpIgnoreAll makes the kernel answer ARP for none of its addresses.
-const arpIgnoreAll = 8
+// How the kernel answers ARP on a bridge, and which of its addresses it asks
+// with.
+const (
+	arpIgnoreOthers = 1 // it answers for the bridge's own addresses
+	arpIgnoreAll    = 8 // it answers for none
+	arpAnnounceOwn  = 2 // it asks with an address of the bridge
+)
+
+// Bridge is what a bridge is to be like.
+type Bridge struct {
+	Name string
+	MTU  int
+	// MAC is that of the host on the bridge. Without addresses the host has no
+	// part in the bridge's traffic, and MAC may be nil: one follows from the name,
+	// on all hosts the same.
+	MAC   net.HardwareAddr
+	Addrs []netip.Prefix // of the host
+}
 
 // EnsureBridge makes a bridge, or puts one that exists into the state it
 // should have: up, with this MTU, a MAC address of its own that does not
 // follow its ports, no spanning tree, no multicast snooping (nothing queries
-// on an overlay, so snooping would cut groups off), and no part of the host's
-// own traffic.
-func (k *Kernel) EnsureBridge(name string, mtu int) error {
+// on an overlay, so snooping would cut groups off), with these addresses of the
+// host and no others, and without any no part of the host's own traffic.
+func (k *Kernel) EnsureBridge(b Bridge) error {
 	err := withNetlink(func(h *netlink.Handle) error {
-		br, err := findOrAddBridge(h, name)
+		br, err := findOrAddBridge(h, b.Name)
 		if err != nil {
 			return err
 		}
-		if br.Attrs().MTU != mtu {
-			if err := h.LinkSetMTU(br, mtu); err != nil {
-				return fmt.Errorf("set MTU %d: %w", mtu, err)
+		if br.Attrs().MTU != b.MTU {
+			if err := h.LinkSetMTU(br, b.MTU); err != nil {
+				return fmt.Errorf("set MTU %d: %w", b.MTU, err)
 			}
 		}
-		if mac := bridgeMAC(name); !bytes.Equal(br.Attrs().HardwareAddr, mac) {
+		if mac := b.mac(); !bytes.Equal(br.Attrs().HardwareAddr, mac) {
 			if err := h.LinkSetHardwareAddr(br, mac); err != nil {
 				return fmt.Errorf("set MAC address: %w", err)
 			}
@@ -51,15 +68,22 @@ func (k *Kernel) EnsureBridge(name string, mtu int) error {
 		if err := setBridgeOptions(br); err != nil {
 			return fmt.Errorf("set bridge options: %w", err)
 		}
-		if err := keepHostOff(h, br); err != nil {
-			return fmt.Errorf("keep the host's IP off the bridge: %w", err)
+		if err := b.setHost(h, br); err != nil {
+			return err
 		}
 		return h.LinkSetUp(br)
 	})
 	if err != nil {
-		return fmt.Errorf("make bridge %s: %w", name, err)
+		return fmt.Errorf("make bridge %s: %w", b.Name, err)
 	}
 	return nil
+}
+
+func (b Bridge) mac() net.HardwareAddr {
+	if len(b.Addrs) == 0 || b.MAC == nil {
+		return bridgeMAC(b.Name)
+	}
+	return b.MAC
 }
 
 // RemoveBridge removes a bridge; its ports stay, without a bridge. That it is
@@ -106,31 +130,4 @@ func setBridgeOptions(br netlink.Link) error {
 	data.AddRtAttr(nl.IFLA_BR_MCAST_SNOOPING, []byte{0})
 	data.AddRtAttr(nl.IFLA_BR_GROUP_FWD_MASK, nl.Uint16Attr(forwardLLDP))
 	return setLink(br, unix.RTM_NEWLINK, info)
-}
-
-// keepHostOff sees to it that the host neither speaks nor answers on a bridge:
-// no ARP for its addresses or as a proxy, no forwarding, no IPv6. The settings
-// go by netlink where they can, because /proc/sys may be read-only.
-func keepHostOff(h *netlink.Handle, br netlink.Link) error {
-	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
-	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(unix.IFLA_INET_CONF, nil)
-	conf.AddRtAttr(devconfForwarding, nl.Uint32Attr(0))
-	conf.AddRtAttr(devconfARPIgnore, nl.Uint32Attr(arpIgnoreAll))
-	if err := setLink(br, unix.RTM_SETLINK, spec); err != nil {
-		return err
-	}
-	if err := quietIPv6(h, br); err != nil {
-		return err
-	}
-	// Without an IPv6 address the bridge is silent already; this is the second
-	// lock on the same door, so a /proc/sys that is read-only does no harm.
-	err := disableIPv6(br.Attrs().Name)
-	if errors.Is(err, unix.EROFS) || errors.Is(err, os.ErrPermission) || errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	return err
-}
-
-func disableIPv6(link string) error {
-	return os.WriteFile(filepath.Join("/proc/sys/net/ipv6/conf", link, "disable_ipv6"), []byte("1"), 0)
 }

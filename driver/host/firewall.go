@@ -27,7 +27,8 @@ import (
 //	}
 //
 // Frames that stay within a bridge meet neither chain, so that they are not
-// slowed down.
+// slowed down. Where the host has an address on a bridge, what is sent to and
+// from its MAC address there passes, and meets the tables of exposed.go.
 //
 // And one rule at the head of Docker's chain for the user (see accept.go) lets
 // pass what Docker's policy would drop, where bridged frames go through the
@@ -42,10 +43,11 @@ type ruleset struct {
 }
 
 // EnsureFirewall keeps the bridges apart, and lets frames pass within each of
-// them. It changes nothing where all is as it should be, so it can be called
-// often; and it must be, because Docker and others rebuild their chains. It
-// returns what may still stop frames and is not ours to change.
-func (k *Kernel) EnsureFirewall() ([]Blocked, error) {
+// them, and between them and the host what its exposed addresses are for. It
+// changes nothing where all is as it should be, so it can be called often; and it
+// must be, because Docker and others rebuild their chains. It returns what may
+// still stop frames and is not ours to change.
+func (k *Kernel) EnsureFirewall(exposed ...Exposed) ([]Blocked, error) {
 	k.firewall.Lock()
 	defer k.firewall.Unlock()
 	conn, err := nftables.New(nftables.AsLasting())
@@ -53,12 +55,12 @@ func (k *Kernel) EnsureFirewall() ([]Blocked, error) {
 		return nil, fmt.Errorf("set up firewall: open nftables: %w", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
-	if err := ensureIsolation(conn); err != nil {
-		return nil, fmt.Errorf("set up firewall: table bridge %s: %w", tableName, err)
+	if err := ensureTables(conn, exposed); err != nil {
+		return nil, fmt.Errorf("set up firewall: %w", err)
 	}
 	var blocked []Blocked
 	for _, f := range families() {
-		if err := f.ensureAccept(conn); err != nil {
+		if err := f.ensureAccept(conn, through(f.of(exposed))); err != nil {
 			return nil, fmt.Errorf("set up firewall: %w", err)
 		}
 		if yes, err := f.legacyDrops(); err != nil {
@@ -79,13 +81,13 @@ func (k *Kernel) RemoveFirewall() error {
 		return fmt.Errorf("remove firewall: open nftables: %w", err)
 	}
 	defer func() { _ = conn.CloseLasting() }()
-	table := isolation().table
+	table := isolation(nil).table
 	conn.AddTable(table) // so that deleting it cannot fail
 	conn.DelTable(table)
 	removeOld(conn)
 	errs := []error{conn.Flush()}
 	for _, f := range families() {
-		errs = append(errs, f.removeAccept(conn))
+		errs = append(errs, removeTable(conn, f.table()), f.removeAccept(conn))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove firewall: %w", err)
@@ -93,34 +95,88 @@ func (k *Kernel) RemoveFirewall() error {
 	return nil
 }
 
-func ensureIsolation(conn *nftables.Conn) error {
-	want := isolation()
-	same, err := want.installed(conn)
-	if err != nil || same {
-		return err
-	}
-	return want.install(conn)
-}
-
-func isolation() *ruleset {
-	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyBridge}
-	accept := nftables.ChainPolicyAccept
-	base := func(name string, hook *nftables.ChainHook) *nftables.Chain {
-		return &nftables.Chain{
-			Name: name, Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook,
-			Priority: nftables.ChainPriorityRef(beforeFilter), Policy: &accept,
+// ensureTables puts our own tables in place: what lets something through comes
+// last, and goes first.
+func ensureTables(conn *nftables.Conn, exposed []Exposed) error {
+	for _, f := range families() {
+		if some := f.of(exposed); len(some) > 0 {
+			if err := f.hostTable(some).ensure(conn); err != nil {
+				return err
+			}
 		}
 	}
-	input := base("input", nftables.ChainHookInput)
-	output := base("output", nftables.ChainHookOutput)
-	return &ruleset{
-		table:  table,
-		chains: []*nftables.Chain{input, output},
-		rules: map[string][]*nftables.Rule{
-			input.Name:  {rule(input, "weave: to the host", ifName(expr.MetaKeyIIFNAME), verdict(expr.VerdictDrop))},
-			output.Name: {rule(output, "weave: from the host", ifName(expr.MetaKeyOIFNAME), verdict(expr.VerdictDrop))},
-		},
+	if err := isolation(exposed).ensure(conn); err != nil {
+		return err
 	}
+	for _, f := range families() {
+		if len(f.of(exposed)) == 0 {
+			if err := removeTable(conn, f.table()); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// ensure puts a table in place unless it is there.
+func (r *ruleset) ensure(conn *nftables.Conn) error {
+	same, err := r.installed(conn)
+	if err == nil && !same {
+		err = r.install(conn)
+	}
+	if err != nil {
+		return fmt.Errorf("table %s: %w", r.table.Name, err)
+	}
+	return nil
+}
+
+// removeTable deletes a table if it is there.
+func removeTable(conn *nftables.Conn, table *nftables.Table) error {
+	all, err := conn.ListTablesOfFamily(table.Family)
+	if err != nil {
+		return fmt.Errorf("list tables: %w", err)
+	}
+	if !slices.ContainsFunc(all, func(t *nftables.Table) bool { return t.Name == table.Name }) {
+		return nil
+	}
+	conn.DelTable(table)
+	return conn.Flush()
+}
+
+// isolation is the table of the bridges.
+func isolation(exposed []Exposed) *ruleset {
+	r := newRuleset(nftables.TableFamilyBridge)
+	input := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, beforeFilter)
+	output := r.chain("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, beforeFilter)
+	accept := verdict(expr.VerdictAccept)
+	for _, b := range bridges(inOrder(exposed)) {
+		what := "weave: host on " + b.name
+		for _, frames := range b.forHost() {
+			r.add(input, what, ifName(expr.MetaKeyIIFNAME), frames, accept)
+		}
+		r.add(output, what, ifName(expr.MetaKeyOIFNAME), fromMAC(b.mac), accept)
+	}
+	r.add(input, "weave: to the host", ifName(expr.MetaKeyIIFNAME), verdict(expr.VerdictDrop))
+	r.add(output, "weave: from the host", ifName(expr.MetaKeyOIFNAME), verdict(expr.VerdictDrop))
+	return r
+}
+
+func newRuleset(family nftables.TableFamily) *ruleset {
+	return &ruleset{table: &nftables.Table{Name: tableName, Family: family}, rules: map[string][]*nftables.Rule{}}
+}
+
+// chain adds a chain that accepts what its rules do not drop.
+func (r *ruleset) chain(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority nftables.ChainPriority) *nftables.Chain {
+	accept := nftables.ChainPolicyAccept
+	c := &nftables.Chain{
+		Name: name, Table: r.table, Type: kind, Hooknum: hook, Priority: nftables.ChainPriorityRef(priority), Policy: &accept,
+	}
+	r.chains = append(r.chains, c)
+	return c
+}
+
+func (r *ruleset) add(c *nftables.Chain, comment string, parts ...[]expr.Any) {
+	r.rules[c.Name] = append(r.rules[c.Name], rule(c, comment, parts...))
 }
 
 // beforeFilter comes before the priority that nft calls filter in the family

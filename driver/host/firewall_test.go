@@ -180,7 +180,7 @@ func TestLegacyEntriesCutShort(t *testing.T) {
 func TestFramesPassWithinBridge(t *testing.T) {
 	k := enterHost(t)
 	bridgeFilter(t)
-	must(t, k.EnsureBridge("wv00000001", 1400))
+	must(t, k.EnsureBridge(Bridge{Name: "wv00000001", MTU: 1400}))
 	a := startContainer(t, k, "wv00000001", "0000000a", "10.32.0.2/16", "fd00::2/64")
 	b := startContainer(t, k, "wv00000001", "0000000b", "10.32.0.3/16", "fd00::3/64")
 	addrs := []string{"10.32.0.3:9999", "[fd00::3]:9999", "10.32.255.255:9998"}
@@ -233,7 +233,7 @@ func newRival(t *testing.T) *rival {
 	r := &rival{k: enterHost(t)}
 	bridgeFilter(t)
 	for _, br := range []string{"wv00000001", "wv00000002"} {
-		must(t, r.k.EnsureBridge(br, 1400))
+		must(t, r.k.EnsureBridge(Bridge{Name: br, MTU: 1400}))
 	}
 	r.a = startContainer(t, r.k, "wv00000001", "0000000a", "10.32.0.2/16")
 	r.b = startContainer(t, r.k, "wv00000002", "0000000b", "10.33.0.2/16")
@@ -350,7 +350,7 @@ func TestHostAnswersNoARP(t *testing.T) {
 	startContainer(t, r.k, "wv00000001", "0000000c", "10.32.0.3/16")
 	sysctl(t, "ipv4/conf/all/proxy_arp", "1")
 	sysctl(t, "ipv4/neigh/wv00000001/proxy_delay", "0")
-	must(t, r.k.EnsureBridge("wv00000001", 1400)) // undoes what newRival did to it
+	must(t, r.k.EnsureBridge(Bridge{Name: "wv00000001", MTU: 1400})) // undoes what newRival did to it
 	for deadline := time.Now().Add(soon); time.Now().Before(deadline); {
 		for _, target := range []string{"192.0.2.1", "10.33.0.2", "10.32.0.3"} { // the last is a container's
 			_, err := unix.Write(r.sock, arpRequest(r.a.mac, r.a.addr, netip.MustParseAddr(target)))

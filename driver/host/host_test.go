@@ -15,7 +15,7 @@ import (
 func TestBridge(t *testing.T) {
 	k := enterHost(t)
 	const name = "wv00000001"
-	must(t, k.EnsureBridge(name, 1300))
+	must(t, k.EnsureBridge(Bridge{Name: name, MTU: 1300}))
 	br := link(t, name).(*netlink.Bridge)
 	mac := br.HardwareAddr.String()
 	must(t, k.CreateVeth("wvl00000001", "wvc00000001", 1400, net.HardwareAddr{2, 0x57, 0, 0, 0, 1}))
@@ -24,7 +24,7 @@ func TestBridge(t *testing.T) {
 	must(t, netlink.LinkSetDown(br))
 	must(t, netlink.LinkSetMTU(br, 1200))
 	must(t, netlink.LinkSetHardwareAddr(br, net.HardwareAddr{2, 0, 0, 0, 0, 9}))
-	must(t, k.EnsureBridge(name, 1350))
+	must(t, k.EnsureBridge(Bridge{Name: name, MTU: 1350}))
 
 	br = link(t, name).(*netlink.Bridge)
 	if br.MTU != 1350 || br.HardwareAddr.String() != mac || br.Flags&net.FlagUp == 0 || *br.MulticastSnooping {
@@ -56,7 +56,7 @@ func TestBridge(t *testing.T) {
 func TestBridgeSmallMTU(t *testing.T) {
 	k := enterHost(t)
 	for range 2 { // a link below 1280 has no IPv6 at all
-		must(t, k.EnsureBridge("wv00000001", 68))
+		must(t, k.EnsureBridge(Bridge{Name: "wv00000001", MTU: 68}))
 	}
 	must(t, k.CreateVeth("wvl00000001", "wvc00000001", 68, net.HardwareAddr{2, 0x57, 0, 0, 0, 1}))
 	must(t, k.AttachPort("wv00000001", "wvl00000001"))
@@ -64,7 +64,7 @@ func TestBridgeSmallMTU(t *testing.T) {
 
 func TestVeth(t *testing.T) {
 	k := enterHost(t)
-	must(t, k.EnsureBridge("wv00000001", 1400))
+	must(t, k.EnsureBridge(Bridge{Name: "wv00000001", MTU: 1400}))
 	mac := net.HardwareAddr{2, 0x57, 10, 32, 0, 5}
 	for range 2 { // the second replaces the first
 		must(t, k.CreateVeth("wvl00000001", "wvc00000001", 1400, mac))
@@ -97,7 +97,7 @@ func TestErrorsNameTheLink(t *testing.T) {
 	k := enterHost(t)
 	must(t, k.CreateVeth("wv00000001", "wvc00000001", 1400, nil))
 	for want, err := range map[string]error{
-		"wv00000001": k.EnsureBridge("wv00000001", 1400), // no bridge
+		"wv00000001": k.EnsureBridge(Bridge{Name: "wv00000001", MTU: 1400}), // no bridge
 		"wv00000002": k.AttachPort("wv00000002", "wvc00000001"),
 		"wvl0000009": k.AttachPort("wv00000001", "wvl0000009"),
 		"wvl0000003": k.CreateVeth("wvl0000003", "wvc0000003", 7, nil),
@@ -179,14 +179,14 @@ func TestSysctls(t *testing.T) {
 	must(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	must(t, unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""))
 	must(t, unix.Mount("", "/proc/sys", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""))
-	must(t, k.EnsureBridge("wv00000001", 1400)) // works all the same
+	must(t, k.EnsureBridge(Bridge{Name: "wv00000001", MTU: 1400})) // works all the same
 	if got := getSysctl(t, "ipv6/conf/wv00000001/disable_ipv6"); got != "0" {
 		t.Fatalf("disable_ipv6 is %s: /proc/sys is not read-only", got)
 	}
 	for range 2 {
 		must(t, k.EnsureSysctls())
 	}
-	must(t, k.EnsureBridge("wv00000001", 1400))
+	must(t, k.EnsureBridge(Bridge{Name: "wv00000001", MTU: 1400}))
 	if got := getSysctl(t, "ipv6/conf/wv00000001/disable_ipv6"); got != "1" {
 		t.Errorf("disable_ipv6 is %s", got)
 	}

@@ -32,6 +32,8 @@ type Options struct {
 	Daemon  func(ctx context.Context) error // runs the plugin until ctx ends
 	// Plugin finds the managed plugin of the local engine.
 	Plugin func(ctx context.Context) (Plugin, error)
+	// Networks are those of the local Docker.
+	Networks Networks
 }
 
 // app is shared by all verbs.
@@ -66,6 +68,7 @@ The same subnet on two hosts is the same network.`,
 		"control socket of the plugin (default $"+socketEnv+", or "+defaultSocket+")")
 	root.AddCommand(a.statusCommand(), a.connectCommand(), a.forgetCommand(), a.rmpeerCommand(), a.versionCommand(), a.daemonCommand())
 	root.AddCommand(a.launchCommand(), a.stopCommand(), a.resetCommand(), a.logsCommand())
+	root.AddCommand(a.exposeCommand(), a.hideCommand())
 	explainCompletion(root)
 	return root
 }

@@ -33,8 +33,9 @@ func TestMain(m *testing.M) {
 // runWeave is main of the binary, with a fixed version and clock.
 func runWeave() {
 	cmd := New(Options{
-		Version: "1.2.3",
-		Now:     now,
+		Version:  "1.2.3",
+		Now:      now,
+		Networks: fakeNetworks{},
 		Daemon: func(context.Context) error {
 			fmt.Println("the daemon runs")
 			return nil
@@ -171,7 +172,7 @@ func TestWidth(t *testing.T) {
 	if err := json.Unmarshal(raw, &s); err != nil {
 		t.Fatal(err)
 	}
-	for i, text := range []func(*printer, control.Status){overview, peersView, segmentsView, endpointsView, ipamView} {
+	for i, text := range []func(*printer, control.Status){overview, peersView, segmentsView, endpointsView, exposedView, ipamView} {
 		var out bytes.Buffer
 		text(newPrinter(&out, now()), s)
 		for line := range strings.Lines(out.String()) {

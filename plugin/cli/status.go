@@ -60,6 +60,8 @@ through others).`
 			view{segmentsView, func(s control.Status) any { return s.Segments }, true}),
 		a.viewCommand("endpoints", "List the containers on all hosts, and their addresses",
 			view{endpointsView, func(s control.Status) any { return s.Endpoints }, true}),
+		a.viewCommand("exposed", "List this host's own addresses on its networks, and what they are for",
+			view{exposedView, func(s control.Status) any { return s.Exposed }, true}),
 		a.viewCommand("ipam", "List the address pools, and who owns how much of each",
 			view{ipamView, func(s control.Status) any { return s.IPAM }, true}),
 	)
@@ -133,6 +135,7 @@ func overview(p *printer, s control.Status) {
 
 	peersSummary(p, s)
 	segmentsSummary(p, s)
+	exposedSummary(p, s)
 	poolsSummary(p, s)
 }
 

@@ -143,7 +143,11 @@ func endpointsView(p *printer, s control.Status) {
 		if e.Local {
 			host += " (here)"
 		}
-		rows = append(rows, []string{orDash(e.Container), orDash(strings.Join(addrs, " ")), e.MAC, e.Segment, host, shortID(e.ID)})
+		container, id := orDash(e.Container), shortID(e.ID)
+		if e.Kind == control.KindHost {
+			container, id = "(the host)", "-"
+		}
+		rows = append(rows, []string{container, orDash(strings.Join(addrs, " ")), e.MAC, e.Segment, host, id})
 	}
 	p.table([]column{left("CONTAINER"), left("ADDRESS"), left("MAC"), left("SEGMENT"), left("HOST"), left("ENDPOINT")}, rows)
 }

@@ -18,10 +18,10 @@ import (
 var (
 	// ErrNotRunning says that nobody serves the socket.
 	ErrNotRunning = errors.New("the weave plugin does not run on this host")
-	// ErrOld says that the plugin does not know the request.
-	ErrOld = errors.New("the plugin is older than this command: `weave launch` upgrades it")
 	// ErrPermission says that this user may not use the socket.
 	ErrPermission = errors.New("only root may talk to the weave plugin")
+	// ErrOld says that the plugin does not know the request.
+	ErrOld = errors.New("the weave plugin is older than this command: `weave launch` upgrades it")
 )
 
 const (

@@ -93,6 +93,7 @@ func full() Status {
 			Networks: []Network{{"n1", "net"}}, Members: []string{"left"}, Endpoints: 1}},
 		Endpoints: []Endpoint{{ID: "e1", Container: "web", MAC: "02:00:00:00:00:01", Addresses: []netip.Addr{netip.MustParseAddr("10.32.0.1")},
 			Network: "net", Segment: "10.32.0.0/16", Host: "left", Peer: "aaaa", Local: true}},
+		Exposed: []Exposed{exposed()},
 		IPAM:    []Pool{{Subnet: netip.MustParsePrefix("10.32.0.0/16"), Size: 65534, Owned: 2, Leased: 1, Free: 1, Owners: []Owner{{"aaaa", "left", 2}}, Conflicts: []string{"c"}, Trouble: []string{"t"}}},
 		Dropped: map[string]uint64{"forged": 1},
 	}
@@ -121,10 +122,10 @@ func TestZeroStatus(t *testing.T) {
 // will get.
 func TestListsAreNeverNull(t *testing.T) {
 	for _, v := range []any{
-		withLists(Status{}), withLists([]ConnectResult(nil)), withLists(Removal{}), withLists(Departure{}),
+		withLists(Status{}), withLists([]ConnectResult(nil)), withLists(Removal{}), withLists(Departure{}), withLists([]Exposed(nil)),
 		withLists(Status{
 			Problems: make([]Problem, 1), Refusals: make([]Refusal, 1), Peers: make([]Peer, 1), Seeds: make([]Seed, 1),
-			Segments: make([]Segment, 1), Endpoints: make([]Endpoint, 1), IPAM: make([]Pool, 1),
+			Segments: make([]Segment, 1), Endpoints: make([]Endpoint, 1), IPAM: make([]Pool, 1), Exposed: make([]Exposed, 1),
 		}),
 		withLists(Removal{Pools: make([]RemovedPool, 1)}),
 	} {

@@ -36,6 +36,10 @@ type Daemon interface {
 	RemovePeer(ctx context.Context, peer string, gone bool) (Removal, error)
 	// Leave asks others to remove this host as soon as it is gone.
 	Leave(ctx context.Context) (Departure, error)
+	// Expose gives this host addresses on segments, all or, with an error, none.
+	Expose(ctx context.Context, r ExposeRequest) ([]Exposed, error)
+	// Hide takes such addresses back, all of them if no targets are named.
+	Hide(ctx context.Context, targets []Target) ([]Exposed, error)
 }
 
 // addresses is the body of a request to connect or to forget.
@@ -69,6 +73,8 @@ func NewServer(d Daemon, log *logrus.Entry) *http.Server {
 	})
 	mux.HandleFunc("POST "+rmpeerPath, func(w http.ResponseWriter, r *http.Request) { removePeer(d, w, r) })
 	mux.HandleFunc("POST "+leavePath, func(w http.ResponseWriter, r *http.Request) { leave(d, w, r) })
+	mux.HandleFunc("POST "+exposePath, func(w http.ResponseWriter, r *http.Request) { expose(d, w, r) })
+	mux.HandleFunc("POST "+hidePath, func(w http.ResponseWriter, r *http.Request) { hide(d, w, r) })
 	mux.Handle("GET "+metricsPath, newMetrics(d))
 	return &http.Server{
 		Handler:           http.TimeoutHandler(mux, serveTimeout, `{"error":"the plugin did not answer in time"}`),

@@ -28,9 +28,14 @@ type Status struct {
 	// "none", "cone" or "symmetric"; empty if nobody has told.
 	NAT string `json:"nat,omitempty"`
 	// Discover is the setting: which hosts this one connects to by itself.
-	Discover string    `json:"discover,omitempty"`
-	LAN      *LAN      `json:"lan,omitempty"` // nil: hosts on the LAN are not looked for
-	Started  time.Time `json:"started"`
+	Discover string `json:"discover,omitempty"`
+	// Range is where subnets come from that nobody chose, and DefaultSubnet the
+	// part of it that is for containers which name none.
+	Range         netip.Prefix `json:"range,omitzero"`
+	DefaultSubnet netip.Prefix `json:"defaultSubnet,omitzero"`
+
+	LAN     *LAN      `json:"lan,omitempty"` // nil: hosts on the LAN are not looked for
+	Started time.Time `json:"started"`
 
 	Problems  []Problem  `json:"problems"` // the gravest first
 	Refusals  []Refusal  `json:"refusals"`
@@ -38,6 +43,7 @@ type Status struct {
 	Seeds     []Seed     `json:"seeds"`
 	Segments  []Segment  `json:"segments"`
 	Endpoints []Endpoint `json:"endpoints"`
+	Exposed   []Exposed  `json:"exposed"` // this host's own addresses on segments
 	IPAM      []Pool     `json:"ipam"`
 
 	// Dropped counts datagrams between hosts, and streams, that were dropped,
@@ -158,6 +164,9 @@ type Network struct {
 	Name string `json:"name"` // empty until the engine was asked
 }
 
+// KindHost is the kind of an Endpoint that is a host's own.
+const KindHost = "host"
+
 // Endpoint is a container's attachment, on this host or another.
 type Endpoint struct {
 	ID        string       `json:"id"`
@@ -169,6 +178,7 @@ type Endpoint struct {
 	Host      string       `json:"host"`              // nickname of the peer
 	Peer      string       `json:"peer"`              // its ID
 	Local     bool         `json:"local"`
+	Kind      string       `json:"kind,omitempty"` // empty for a container's
 }
 
 // Pool is a subnet that addresses are given from.

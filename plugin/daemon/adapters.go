@@ -46,7 +46,7 @@ func (f fabric) Announce(e driver.Endpoint) error {
 }
 
 func announced(e driver.Endpoint) mesh.Endpoint {
-	out := mesh.Endpoint{ID: e.ID, Segment: e.Segment, Container: e.Container}
+	out := mesh.Endpoint{ID: e.ID, Segment: e.Segment, Container: e.Container, OfHost: e.OfHost}
 	copy(out.MAC[:], e.MAC)
 	for _, a := range e.Addrs {
 		out.Addrs, out.Bits = append(out.Addrs, a.Addr()), append(out.Bits, a.Bits())
@@ -87,7 +87,7 @@ func (f fabric) Holder(segment string, addr netip.Addr) (driver.Holder, bool) {
 	if !ok {
 		return driver.Holder{}, false
 	}
-	return driver.Holder{Host: f.node.Nickname(e.Owner), Container: e.Container, Endpoint: e.ID}, true
+	return driver.Holder{Host: f.node.Nickname(e.Owner), Container: e.Container, Endpoint: e.ID, OfHost: e.OfHost}, true
 }
 
 // pools is the allocator as Docker's IPAM calls see it.
@@ -113,6 +113,7 @@ type (
 	addressBook interface {
 		Networks() []driver.NetworkStatus
 		Endpoints() []driver.EndpointStatus
+		Exposed() []driver.ExposedStatus
 	}
 	networkLister interface {
 		Networks(ctx context.Context) ([]engine.Network, error)
@@ -219,7 +220,7 @@ func (p *pools) reclaim(ctx context.Context, req ipam.AddressRequest, refusal er
 			continue
 		}
 		isHolder := func(e driver.EndpointStatus) bool { return holds(e, l) }
-		if slices.ContainsFunc(p.driver.Endpoints(), isHolder) {
+		if slices.ContainsFunc(p.driver.Endpoints(), isHolder) || isExposed(p.driver.Exposed(), l) {
 			continue
 		}
 		if err := p.allocator.ReleaseAddress(ctx, l.PoolID, l.Addr); err != nil {

@@ -51,6 +51,7 @@ func (f *fakeEngine) NetworkByID(_ context.Context, id string) (engine.Network, 
 type fakeDriver struct {
 	networks  []driver.NetworkStatus
 	endpoints []driver.EndpointStatus
+	exposed   []driver.ExposedStatus
 	stuck     map[string]bool
 	told      map[string]string // container names by endpoint
 	purged    time.Time         // when an endpoint was, last
@@ -58,6 +59,7 @@ type fakeDriver struct {
 
 func (f *fakeDriver) Networks() []driver.NetworkStatus   { return slices.Clone(f.networks) }
 func (f *fakeDriver) Endpoints() []driver.EndpointStatus { return slices.Clone(f.endpoints) }
+func (f *fakeDriver) Exposed() []driver.ExposedStatus    { return slices.Clone(f.exposed) }
 
 func (f *fakeDriver) SetContainerName(endpointID, name string) error {
 	f.told[endpointID] = name

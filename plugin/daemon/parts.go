@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 
 	"github.com/sirupsen/logrus"
@@ -32,6 +33,7 @@ type parts struct {
 	engine     *engine.Client
 	names      *names
 	departures *departures
+	exposing   *exposing
 	identity   id.Identity
 	addresses  []netip.Addr // on the underlay, the first for VXLAN and the MTU
 
@@ -105,10 +107,13 @@ func (p *parts) join(cfg config.Config, log *logrus.Entry) (err error) {
 	if err := p.disown(); err != nil {
 		return err
 	}
+	f := fabric{p.node, p.allocator, mtu}
+	p.exposing = &exposing{allocator: p.allocator, holder: f.Holder, names: p.names, log: log}
 	p.driver, err = driver.New(driver.Config{
-		Kernel: p.kernel, Fabric: fabric{p.node, p.allocator, mtu}, Store: p.store,
-		NetworkName: p.names.network, Log: log,
+		Kernel: p.kernel, Fabric: f, Store: p.store,
+		NetworkName: p.names.network, Self: p.identity.ID.String(), Lost: p.exposing.lose, Log: log,
 	})
+	p.exposing.driver = p.driver
 	return err
 }
 
@@ -148,13 +153,18 @@ func (p *parts) busy() ([]netip.Prefix, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []netip.Prefix
+	return inTheWay(routes), nil
+}
+
+// inTheWay are the destinations of routes but those that follow from our own
+// networks: that is no reason to refuse one of them when it is made again.
+func inTheWay(routes []host.Route) (out []netip.Prefix) {
 	for _, r := range routes {
-		if r.Prefix.Bits() > 0 {
+		if r.Prefix.Bits() > 0 && !strings.HasPrefix(r.Link, host.Prefix) {
 			out = append(out, r.Prefix)
 		}
 	}
-	return out, nil
+	return out
 }
 
 // inUse tells whether any host has a network, or told of a route, that overlaps a

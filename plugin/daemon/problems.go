@@ -29,9 +29,10 @@ type findings struct {
 	blocked  []host.Blocked
 	failures map[string]string // of segments, by key
 	waiting  []waiting
-	unlike   map[string]string // networks that are not the same everywhere, by name
-	lan      string            // why this host is not announced on the LAN, though it should be
-	tcpPort  error             // why the further TCP port is not open, though it should be
+	unlike   map[string]string       // networks that are not the same everywhere, by name
+	lost     map[netip.Prefix]string // exposed addresses that went with a network, by its name
+	lan      string                  // why this host is not announced on the LAN, though it should be
+	tcpPort  error                   // why the further TCP port is not open, though it should be
 	status   *control.Status
 	up       time.Duration // since the start
 }
@@ -70,6 +71,7 @@ func (f findings) problems() []control.Problem {
 	for _, name := range slices.Sorted(maps.Keys(f.unlike)) {
 		l.add(control.Warning, "remove or rename one of the two, or see what keeps it from being made; it is tried again", "%s", f.unlike[name])
 	}
+	f.lostAddresses(&l)
 	f.clashes(&l)
 	f.peers(&l)
 	slices.SortStableFunc(l, func(a, b control.Problem) int { return cmp.Compare(gravity(a), gravity(b)) })
@@ -184,7 +186,7 @@ func (f findings) pools(l *problems) {
 				"pool %s is full: no host has a free address", x.Subnet)
 		}
 		for _, c := range x.Conflicts {
-			l.add(control.Error, "restart the container: it gets another address; or give it another --ip", "pool %s: %s", x.Subnet, c)
+			l.add(control.Error, "restart the container: it gets another address; or give it another --ip; an address of this host: weave hide, and expose another", "pool %s: %s", x.Subnet, c)
 		}
 		for _, trouble := range x.Trouble {
 			if !slices.Contains(told, trouble) {
@@ -200,6 +202,14 @@ func (f findings) removals(l *problems) {
 	for _, w := range f.waiting {
 		l.add(control.Warning, "start weave there; one that is gone for good as well: `weave rmpeer`",
 			"what removed host %s owned is not given out until it is known what it gave to %s", w.host, strings.Join(w.missing, ", "))
+	}
+}
+
+// lostAddresses tells what is no longer exposed, though nobody said so.
+func (f findings) lostAddresses(l *problems) {
+	for _, addr := range slices.SortedFunc(maps.Keys(f.lost), func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) }) {
+		l.add(control.Warning, fmt.Sprintf("expose it anew: weave expose %s; or leave it at that: weave hide %s", addr, addr),
+			"this host has no longer address %s: network %s was removed", addr, f.lost[addr])
 	}
 }
 
@@ -227,6 +237,9 @@ func (f findings) clashes(l *problems) {
 
 // container names an endpoint to a person.
 func container(e control.Endpoint) string {
+	if e.Kind == control.KindHost {
+		return "the host itself"
+	}
 	if e.Container == "" {
 		return "endpoint " + e.ID[:min(len(e.ID), 12)]
 	}

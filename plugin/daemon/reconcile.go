@@ -69,6 +69,7 @@ type (
 	endpointKeeper interface {
 		Networks() []driver.NetworkStatus
 		Endpoints() []driver.EndpointStatus
+		Exposed() []driver.ExposedStatus
 		SetContainerName(endpointID, name string) error
 		Purge(endpointIDs ...string) error
 		DeleteNetwork(ctx context.Context, req *network.DeleteNetworkRequest) error
@@ -168,6 +169,7 @@ func (r *reconciler) name(known engine.Network) {
 // round is what one comparison has found out.
 type round struct {
 	networks []driver.NetworkStatus
+	exposed  []driver.ExposedStatus
 	listed   []engine.Network          // all that the Engine has, without their endpoints
 	known    map[string]engine.Network // those of networks with their endpoints, by ID
 
@@ -181,7 +183,7 @@ type round struct {
 // What is held is listed first: it is older than what the Engine tells of it.
 func (r *reconciler) compareAll(ctx context.Context) {
 	leases, pools := r.allocator.Leases(), r.allocator.Status()
-	endpoints, networks := r.driver.Endpoints(), r.driver.Networks()
+	endpoints, exposed, networks := r.driver.Endpoints(), r.driver.Exposed(), r.driver.Networks()
 	last := r.last
 	r.last = round{}
 	listed, err := r.engine.Networks(ctx)
@@ -190,7 +192,7 @@ func (r *reconciler) compareAll(ctx context.Context) {
 		return
 	}
 	now := round{
-		networks: networks, listed: listed, known: map[string]engine.Network{},
+		networks: networks, exposed: exposed, listed: listed, known: map[string]engine.Network{},
 		missing: map[string]bool{}, unneeded: map[leaseName]bool{}, warned: map[string]bool{},
 		balance: balance(pools, listed),
 	}
@@ -254,9 +256,9 @@ func (r *reconciler) dropEndpoint(ctx context.Context, e driver.EndpointStatus) 
 		return
 	}
 	log.Info("endpoint that Docker deleted unseen is removed")
-	others := r.driver.Endpoints()
+	others, exposed := r.driver.Endpoints(), r.driver.Exposed()
 	for _, l := range r.allocator.Leases() {
-		if l.Kind == ipam.KindLease && holds(e, l) && !slices.ContainsFunc(others, func(o driver.EndpointStatus) bool { return holds(o, l) }) {
+		if l.Kind == ipam.KindLease && holds(e, l) && !isExposed(exposed, l) && !slices.ContainsFunc(others, func(o driver.EndpointStatus) bool { return holds(o, l) }) {
 			r.release(ctx, l)
 		}
 	}
@@ -265,6 +267,11 @@ func (r *reconciler) dropEndpoint(ctx context.Context, e driver.EndpointStatus) 
 // holds tells whether a lease is of an endpoint's address.
 func holds(e driver.EndpointStatus, l ipam.Lease) bool {
 	return slices.ContainsFunc(e.Addrs, func(a netip.Prefix) bool { return a.Addr() == l.Addr && a.Masked() == l.Pool })
+}
+
+// isExposed tells whether a lease is of an address of this host itself.
+func isExposed(exposed []driver.ExposedStatus, l ipam.Lease) bool {
+	return slices.ContainsFunc(exposed, func(x driver.ExposedStatus) bool { return x.Addr.Addr() == l.Addr && x.Addr.Masked() == l.Pool })
 }
 
 func (r *reconciler) release(ctx context.Context, l ipam.Lease) {
@@ -301,7 +308,7 @@ func (r *reconciler) dropLeases(ctx context.Context, last, now round, leases []i
 
 // needs tells whether somebody has a lease, or may have it.
 func (now *round) needs(l ipam.Lease, endpoints []driver.EndpointStatus) bool {
-	if slices.ContainsFunc(endpoints, func(e driver.EndpointStatus) bool { return holds(e, l) }) ||
+	if isExposed(now.exposed, l) || slices.ContainsFunc(endpoints, func(e driver.EndpointStatus) bool { return holds(e, l) }) ||
 		slices.ContainsFunc(now.listed, func(n engine.Network) bool { return mayAskUs(n) && reserves(n, l) }) {
 		return true
 	}

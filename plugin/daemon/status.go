@@ -27,7 +27,7 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 	s := control.Status{
 		Version: d.version, Protocol: wire.Version, Nickname: d.cfg.Nickname,
 		Password: len(d.cfg.Password) > 0, Port: d.cfg.Port, Started: d.started,
-		Discover: string(d.cfg.Discover),
+		Discover: string(d.cfg.Discover), Range: d.cfg.IPAllocRange, DefaultSubnet: ipam.DefaultSubnet(d.cfg.IPAllocRange),
 	}
 	if !s.Password {
 		s.VXLANPort = d.cfg.VXLANPort()
@@ -41,6 +41,7 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 		f.failures = p.failures()
 		f.waiting = p.waiting()
 		f.tcpPort = p.node.TCPTrouble()
+		f.lost = p.exposing.lost()
 		if lan, ok := p.node.LAN(); ok {
 			s.LAN = &control.LAN{Port: mesh.LANPort, Links: lan.Links, Foreign: lan.Foreign}
 			f.lan = lan.Trouble
@@ -95,11 +96,15 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 	s.Relayed = p.node.Relayed().Bytes
 	s.Segments = p.segmentStatus(d.cfg.Nickname, endpoints)
 	s.Endpoints = p.endpointStatus(endpoints)
+	s.Exposed = p.exposing.status()
 	containers := map[netip.Prefix]string{} // by address and length of the subnet
 	for _, e := range endpoints {
 		for _, a := range e.Addrs {
 			containers[a] = e.Container
 		}
+	}
+	for _, e := range s.Exposed {
+		containers[e.Address] = thisHost
 	}
 	for _, x := range p.allocator.Status() {
 		pool := poolStatus(x, p.identity.ID.String(), containers)
@@ -211,8 +216,12 @@ func (p *parts) endpointStatus(own []driver.EndpointStatus) []control.Endpoint {
 	}
 	var out []control.Endpoint
 	for _, e := range p.node.Endpoints() {
+		kind := ""
+		if e.OfHost {
+			kind = control.KindHost
+		}
 		out = append(out, control.Endpoint{
-			ID: e.ID, Container: e.Container, MAC: e.MAC.String(), Addresses: e.Addrs,
+			Kind: kind, ID: e.ID, Container: e.Container, MAC: e.MAC.String(), Addresses: e.Addrs,
 			Segment: e.Segment, Host: p.node.Nickname(e.Owner), Peer: e.Owner.String(),
 			Local: e.Owner == p.identity.ID, Network: networks[e.ID],
 		})
@@ -236,13 +245,20 @@ func compareEndpoints(a, b control.Endpoint) int {
 	)
 }
 
+// thisHost stands in for the name of a container where the host itself has an
+// address; Docker has no such name.
+const thisHost = "this host"
+
 // clashText says that an address is in use twice, since two clusters that had
 // each given out its pool met. The container may have no name yet.
 func clashText(c ipam.Clash, container string) string {
 	if c.Kind != ipam.KindLease {
 		return fmt.Sprintf("address %s is kept free for networks here, but a container on host %s has it", c.Addr, c.Host)
 	}
-	if container == "" {
+	switch container {
+	case thisHost:
+		return fmt.Sprintf("address %s of this host itself is, or was, in use on host %s, too, since two clusters met: other hosts do not see it here until it is hidden and exposed anew", c.Addr, c.Host)
+	case "":
 		container = "the container here"
 	}
 	if c.Over {
