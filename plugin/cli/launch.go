@@ -109,6 +109,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	}
 	for flag, complete := range map[string]cobra.CompletionFunc{
 		"discover":  words(string(config.DiscoverOn), string(config.DiscoverLAN), string(config.DiscoverOff)),
+		"networks":  words("local", "everywhere"),
 		"log-level": words("debug", "info", "warning", "error"),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
