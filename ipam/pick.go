@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	freshBits = 24 // size of pools that nobody chose
-	maxPicks  = 8  // how often one request picks anew after losing a race
+	defaultBits = 16 // size of the default subnet, where the range has room
+	freshBits   = 24 // size of pools that nobody chose
+	maxPicks    = 8  // how often one request picks anew after losing a race
 )
 
 // requestAnyPool holds a random pool that is used nowhere. If another peer
@@ -90,8 +91,15 @@ func (a *Allocator) occupied() (*occupied, error) {
 	return o, nil
 }
 
+// DefaultSubnet is the part of a range that is for containers which name no
+// subnet, the same on all hosts: its first /16, or all of it if that is less.
+func DefaultSubnet(within netip.Prefix) netip.Prefix {
+	return netip.PrefixFrom(within.Addr(), max(defaultBits, within.Bits())).Masked()
+}
+
 // pick chooses a pool and marks it as picked. Those that never had a ring come
-// first; then those whose pools nobody uses any more.
+// first; then those whose pools nobody uses any more; then those that keep this
+// host from using the default subnet.
 func (a *Allocator) pick() (pool netip.Prefix, hasRing bool, err error) {
 	o, err := a.occupied()
 	if err != nil {
@@ -106,7 +114,11 @@ func (a *Allocator) pick() (pool netip.Prefix, hasRing bool, err error) {
 		}
 		return true
 	}
-	for _, suits := range []func(netip.Prefix) bool{fresh, unused} {
+	beyond := func(suits func(netip.Prefix) bool) func(netip.Prefix) bool {
+		standard := DefaultSubnet(a.cfg.Range)
+		return func(p netip.Prefix) bool { return !standard.Overlaps(p) && suits(p) }
+	}
+	for _, suits := range []func(netip.Prefix) bool{beyond(fresh), beyond(unused), fresh, unused} {
 		for candidate := range candidates(a.cfg.Range) {
 			if o.taken.Overlaps(space.Of(candidate)) || !suits(candidate) || a.cfg.InUse(candidate) {
 				continue

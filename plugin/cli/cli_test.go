@@ -90,6 +90,10 @@ func (d fakeDaemon) Connect(_ context.Context, addrs []string) ([]control.Connec
 	return results, nil
 }
 
+func (d fakeDaemon) Prime(context.Context) (control.Primed, error) {
+	return control.Primed{Subnet: d.status.DefaultSubnet, Free: 32767}, nil
+}
+
 func (d fakeDaemon) Forget(_ context.Context, addrs []string) error {
 	for _, a := range addrs {
 		if strings.HasPrefix(a, "bad") {

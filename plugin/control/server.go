@@ -34,6 +34,8 @@ type Daemon interface {
 	// RemovePeer removes a peer that is gone for good, by ID, by the beginning of
 	// one, or by nickname. Gone says that its containers are gone as well.
 	RemovePeer(ctx context.Context, peer string, gone bool) (Removal, error)
+	// Prime gets addresses of the default subnet, or tells what it waits for.
+	Prime(ctx context.Context) (Primed, error)
 }
 
 // addresses is the body of a request to connect or to forget.
@@ -66,6 +68,10 @@ func NewServer(d Daemon, log *logrus.Entry) *http.Server {
 		}
 	})
 	mux.HandleFunc("POST "+rmpeerPath, func(w http.ResponseWriter, r *http.Request) { removePeer(d, w, r) })
+	mux.HandleFunc("POST "+primePath, func(w http.ResponseWriter, r *http.Request) {
+		primed, err := d.Prime(r.Context())
+		answer(w, primed, err)
+	})
 	mux.Handle("GET "+metricsPath, newMetrics(d))
 	return &http.Server{
 		Handler:           http.TimeoutHandler(mux, serveTimeout, `{"error":"the plugin did not answer in time"}`),

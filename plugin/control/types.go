@@ -28,9 +28,14 @@ type Status struct {
 	// "none", "cone" or "symmetric"; empty if nobody has told.
 	NAT string `json:"nat,omitempty"`
 	// Discover is the setting: which hosts this one connects to by itself.
-	Discover string    `json:"discover,omitempty"`
-	LAN      *LAN      `json:"lan,omitempty"` // nil: hosts on the LAN are not looked for
-	Started  time.Time `json:"started"`
+	Discover string `json:"discover,omitempty"`
+	// Range is where subnets come from that nobody chose, and DefaultSubnet the
+	// part of it that is for containers which name none.
+	Range         netip.Prefix `json:"range,omitzero"`
+	DefaultSubnet netip.Prefix `json:"defaultSubnet,omitzero"`
+
+	LAN     *LAN      `json:"lan,omitempty"` // nil: hosts on the LAN are not looked for
+	Started time.Time `json:"started"`
 
 	Problems  []Problem  `json:"problems"` // the gravest first
 	Refusals  []Refusal  `json:"refusals"`

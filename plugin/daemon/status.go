@@ -27,7 +27,7 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 	s := control.Status{
 		Version: d.version, Protocol: wire.Version, Nickname: d.cfg.Nickname,
 		Password: len(d.cfg.Password) > 0, Port: d.cfg.Port, Started: d.started,
-		Discover: string(d.cfg.Discover),
+		Discover: string(d.cfg.Discover), Range: d.cfg.IPAllocRange, DefaultSubnet: ipam.DefaultSubnet(d.cfg.IPAllocRange),
 	}
 	if !s.Password {
 		s.VXLANPort = d.cfg.VXLANPort()
