@@ -60,6 +60,7 @@ type Network struct {
 	Name      string
 	Driver    string
 	Labels    map[string]string
+	Options   map[string]string // of its driver
 	IPAM      IPAM
 	Endpoints []Endpoint // those of running containers, ordered by ID; Networks leaves them out
 }
@@ -93,6 +94,7 @@ type inspected struct {
 	Name       string
 	Driver     string
 	Labels     map[string]string
+	Options    map[string]string
 	ConfigOnly bool
 	IPAM       struct {
 		Driver string
@@ -142,7 +144,7 @@ func (c *Client) Networks(ctx context.Context) ([]Network, error) {
 }
 
 func (raw inspected) network() Network {
-	n := Network{ID: raw.ID, Name: raw.Name, Driver: raw.Driver, Labels: raw.Labels, IPAM: IPAM{Driver: raw.IPAM.Driver}}
+	n := Network{ID: raw.ID, Name: raw.Name, Driver: raw.Driver, Labels: raw.Labels, Options: raw.Options, IPAM: IPAM{Driver: raw.IPAM.Driver}}
 	for _, c := range raw.IPAM.Config {
 		if subnet, err := netip.ParsePrefix(c.Subnet); err == nil {
 			within, _ := netip.ParsePrefix(c.IPRange) // mostly empty
