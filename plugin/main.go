@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"weave/plugin/attach"
 	"weave/plugin/cli"
 	"weave/plugin/daemon"
 )
@@ -24,9 +25,12 @@ func main() {
 		Version: version,
 		Now:     time.Now,
 		Daemon:  func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
+		Docker:  func() (cli.Docker, error) { return attach.New() },
 	})
 	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, cli.Explain(err))
-		os.Exit(1)
+		if text := cli.Explain(err); text != "" {
+			fmt.Fprintln(os.Stderr, text)
+		}
+		os.Exit(cli.ExitStatus(err))
 	}
 }

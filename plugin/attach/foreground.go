@@ -31,11 +31,11 @@ const (
 // StartError says that a container did not start.
 type StartError struct {
 	Status int // what docker run would exit with
-	err    error
+	Err    error
 }
 
-func (e *StartError) Error() string { return e.err.Error() }
-func (e *StartError) Unwrap() error { return e.err }
+func (e *StartError) Error() string { return e.Err.Error() }
+func (e *StartError) Unwrap() error { return e.Err }
 
 // Start starts a container, without its output.
 func (d *Docker) Start(ctx context.Context, id string) error {
@@ -70,8 +70,8 @@ type Terminal interface {
 	Size() (width, height int, err error)
 }
 
-// Session is a container in the foreground.
-type Session struct {
+// session is a container in the foreground.
+type session struct {
 	docker    *Docker
 	id        string
 	tty, open bool // what it has: a terminal, a standard input
@@ -81,18 +81,19 @@ type Session struct {
 	cancel    context.CancelFunc
 }
 
-// Foreground starts a container with its input and output connected. Whoever got
-// a Session calls its Wait.
+// Foreground starts a container with its input and output connected. Unless there
+// is an error, wait must be called: it carries input, output and signals until the
+// container ends, and returns its exit status, or 0 if the user detached from it.
 //
 // The command `docker start --attach` would do nearly that: but in some versions
 // it leaves the container alone when it is told to end.
-func (d *Docker) Foreground(ctx context.Context, id string, console Console) (*Session, error) {
+func (d *Docker) Foreground(ctx context.Context, id string, console Console) (wait func(context.Context) (int, error), err error) {
 	got, err := d.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if err != nil {
 		return nil, d.explain(err)
 	}
 	c := got.Container
-	s := &Session{docker: d, id: id, console: console, tty: c.Config.Tty, open: c.Config.OpenStdin}
+	s := &session{docker: d, id: id, console: console, tty: c.Config.Tty, open: c.Config.OpenStdin}
 	if s.tty && s.open && console.Terminal == nil {
 		return nil, errors.New("-it wants a terminal, which standard input is not: leave -t out")
 	}
@@ -113,17 +114,15 @@ func (d *Docker) Foreground(ctx context.Context, id string, console Console) (*S
 		s.close()
 		return nil, err
 	}
-	return s, nil
+	return s.wait, nil
 }
 
-func (s *Session) close() {
+func (s *session) close() {
 	s.cancel()
 	s.conn.Close()
 }
 
-// Wait carries input, output and signals until the container ends, and returns
-// its exit status; 0 if the user detached from it.
-func (s *Session) Wait(ctx context.Context) (status int, err error) {
+func (s *session) wait(ctx context.Context) (status int, err error) {
 	defer s.close()
 	if s.tty && s.open {
 		restore, err := s.console.Terminal.Raw()
@@ -160,7 +159,7 @@ func (s *Session) Wait(ctx context.Context) (status int, err error) {
 			}
 		case result := <-s.end.Result:
 			if ended != nil {
-				wait(output)
+				drain(output)
 			}
 			return int(result.StatusCode), nil
 		case err := <-s.end.Error:
@@ -169,15 +168,15 @@ func (s *Session) Wait(ctx context.Context) (status int, err error) {
 	}
 }
 
-// wait waits for the rest of the output of a container that has ended.
-func wait(output <-chan error) {
+// drain waits for the rest of the output of a container that has ended.
+func drain(output <-chan error) {
 	select {
 	case <-output:
 	case <-time.After(drainLimit):
 	}
 }
 
-func (s *Session) copyOutput() error {
+func (s *session) copyOutput() error {
 	if s.tty {
 		_, err := io.Copy(s.console.Out, s.conn.Reader)
 		return err
@@ -187,7 +186,7 @@ func (s *Session) copyOutput() error {
 }
 
 // signal passes a signal on; false means that it is for us.
-func (s *Session) signal(ctx context.Context, received os.Signal) bool {
+func (s *session) signal(ctx context.Context, received os.Signal) bool {
 	if received == syscall.SIGWINCH {
 		s.resize(ctx)
 		return true
@@ -201,7 +200,7 @@ func (s *Session) signal(ctx context.Context, received os.Signal) bool {
 }
 
 // resize tells the container's terminal how large the user's is.
-func (s *Session) resize(ctx context.Context) {
+func (s *session) resize(ctx context.Context) {
 	if !s.tty || s.console.Terminal == nil {
 		return
 	}
@@ -210,7 +209,7 @@ func (s *Session) resize(ctx context.Context) {
 	}
 }
 
-func (s *Session) isRunning(ctx context.Context) bool {
+func (s *session) isRunning(ctx context.Context) bool {
 	got, err := s.docker.api.ContainerInspect(ctx, s.id, client.ContainerInspectOptions{})
 	return err == nil && got.Container.State.Running
 }

@@ -28,6 +28,7 @@ type Options struct {
 	Version string
 	Now     func() time.Time                // the clock that ages are told by
 	Daemon  func(ctx context.Context) error // runs the plugin until ctx ends
+	Docker  func() (Docker, error)          // the local engine
 }
 
 // app is shared by all verbs.
@@ -60,13 +61,17 @@ The same subnet on two hosts is the same network.`,
 	root.PersistentFlags().StringVar(&a.socket, "socket", "",
 		"control socket of the plugin (default $"+socketEnv+", or "+defaultSocket+")")
 	root.AddCommand(a.statusCommand(), a.connectCommand(), a.forgetCommand(), a.rmpeerCommand(), a.versionCommand(), a.daemonCommand())
+	root.AddCommand(a.attachCommand(), a.detachCommand(), a.runCommand(), a.psCommand(), a.primeCommand())
 	explainCompletion(root)
 	return root
 }
 
 // Explain returns the text for an error of Execute: what is wrong, and what the
-// user can do.
+// user can do. It is empty where that has been said.
 func Explain(err error) string {
+	if e, ok := errors.AsType[*exitError](err); ok && e.err == nil {
+		return ""
+	}
 	text := "weave: " + err.Error()
 	switch {
 	case errors.Is(err, control.ErrNotRunning):

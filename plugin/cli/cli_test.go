@@ -9,7 +9,9 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +29,7 @@ import (
 func now() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"weave": runWeave})
+	testscript.Main(m, map[string]func(){"weave": runWeave, "docker": runDocker})
 }
 
 // runWeave is main of the binary, with a fixed version and clock.
@@ -39,10 +41,13 @@ func runWeave() {
 			fmt.Println("the daemon runs")
 			return nil
 		},
+		Docker: newFakeDocker,
 	})
 	if err := cmd.ExecuteContext(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, Explain(err))
-		os.Exit(1)
+		if text := Explain(err); text != "" {
+			fmt.Fprintln(os.Stderr, text)
+		}
+		os.Exit(ExitStatus(err))
 	}
 }
 
@@ -62,7 +67,7 @@ func TestScripts(t *testing.T) {
 				"GORACE=atexit_sleep_ms=0") // the race detector would hold up each exit by a second
 			return os.WriteFile(filepath.Join(e.WorkDir, "full.json"), full, 0o600)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"plugin": startPlugin},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"plugin": startPlugin, "status": wantStatus},
 	})
 }
 
@@ -117,6 +122,15 @@ func (d fakeDaemon) RemovePeer(_ context.Context, peer string, gone bool) (contr
 	return control.Removal{
 		Peer: "deaddeaddeaddeaddeaddeadde", Nickname: peer, Heir: "h1", Pools: []control.RemovedPool{pool},
 	}, nil
+}
+
+// wantStatus runs a command that ends with the exit status in front of it.
+func wantStatus(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || strconv.Itoa(exit.ExitCode()) != args[0] {
+		ts.Fatalf("want exit status %s: %v", args[0], err)
+	}
 }
 
 func startPlugin(ts *testscript.TestScript, _ bool, args []string) {
