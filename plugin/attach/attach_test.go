@@ -290,6 +290,17 @@ func TestDetachGoesOn(t *testing.T) {
 	equal(t, "addresses", got, "10.2.0.9/24")
 }
 
+// TestNamesake: what has the name of a network that is gone is not that one.
+func TestNamesake(t *testing.T) {
+	d, f := newFake(weaveNetwork("mine", "10.1.0.0/24"))
+	if _, err := attachTo(t, d, "web", "net:10.1.0.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	f.networks[0].ID = "another"
+	_, err := detach(t, d, "web")
+	says(t, err, "no weave network")
+}
+
 func TestContainers(t *testing.T) {
 	d, f := newFake()
 	f.add("db", "default", true)

@@ -134,7 +134,10 @@ func (f *fake) NetworkConnect(_ context.Context, id string, o client.NetworkConn
 	return client.NetworkConnectResult{}, nil
 }
 
-func (f *fake) NetworkDisconnect(_ context.Context, id string, o client.NetworkDisconnectOptions) (client.NetworkDisconnectResult, error) {
+func (f *fake) NetworkDisconnect(ctx context.Context, id string, o client.NetworkDisconnectOptions) (client.NetworkDisconnectResult, error) {
+	if err := ctx.Err(); err != nil {
+		return client.NetworkDisconnectResult{}, err
+	}
 	delete(f.containers[o.Container].NetworkSettings.Networks, f.byID(id).Name)
 	return client.NetworkDisconnectResult{}, f.fail["disconnect "+f.byID(id).Name]
 }

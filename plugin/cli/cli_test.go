@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -71,7 +72,10 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-type fakeDaemon struct{ status control.Status }
+type fakeDaemon struct {
+	status control.Status
+	primes *atomic.Int32 // how often Prime was called
+}
 
 func (d fakeDaemon) Status(context.Context) (control.Status, error) {
 	if d.status.Nickname == "broken" {
@@ -96,6 +100,9 @@ func (d fakeDaemon) Connect(_ context.Context, addrs []string) ([]control.Connec
 }
 
 func (d fakeDaemon) Prime(context.Context) (control.Primed, error) {
+	if d.primes.Add(1) == 1 {
+		return control.Primed{Waiting: "host right has to come"}, nil
+	}
 	return control.Primed{Subnet: d.status.DefaultSubnet, Free: 32767}, nil
 }
 
@@ -134,7 +141,7 @@ func wantStatus(ts *testscript.TestScript, _ bool, args []string) {
 }
 
 func startPlugin(ts *testscript.TestScript, _ bool, args []string) {
-	var d fakeDaemon
+	d := fakeDaemon{primes: new(atomic.Int32)}
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &d.status))
 	l, err := sock.Listen(ts.Getenv("WEAVE_SOCKET"))
 	ts.Check(err)
