@@ -21,9 +21,12 @@ import (
 	"weave/plugin/engine"
 )
 
-// undoLimit is for taking back what was begun, whatever became of the caller's
-// context.
-const undoLimit = 30 * time.Second
+// Docker goes on with a change that its caller gives up: so each is waited for,
+// whatever becomes of the caller's context.
+const (
+	stepLimit = time.Minute
+	undoLimit = time.Minute // for all that one command takes back
+)
 
 // Docker is one engine. Its methods may be called concurrently.
 type Docker struct {

@@ -187,6 +187,19 @@ func TestAttachTakesBack(t *testing.T) {
 	}
 }
 
+// TestAttachInterrupted: the step under way is waited for, so that it can be taken
+// back; there is no other.
+func TestAttachInterrupted(t *testing.T) {
+	d, f := newFake()
+	ctx, cancel := context.WithCancel(t.Context())
+	f.onConnect = cancel
+	_, err := d.Attach(ctx, Request{Container: "web", Wants: wants(t, "net:10.1.0.0/24", "net:10.2.0.0/24"), Holder: nobody})
+	says(t, err, "canceled")
+	if len(f.connected) != 1 || len(f.networks) > 0 || len(f.on("web")) > 0 {
+		t.Errorf("connected %v, left %v, on %v", f.connected, f.names(), f.on("web"))
+	}
+}
+
 // TestUndoGoesOn: taking back does not end with the caller's context.
 func TestUndoGoesOn(t *testing.T) {
 	d, f := newFake()

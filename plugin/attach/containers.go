@@ -75,11 +75,13 @@ func (d *Docker) Check(ctx context.Context, wants []Want, holder Holder) error {
 	return err
 }
 
-// take makes one step.
+// take makes one step, and none once ctx is done.
 func (d *Docker) take(ctx context.Context, s *step, done *Attached) error {
-	if s.old {
-		return nil
+	if s.old || ctx.Err() != nil {
+		return ctx.Err()
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stepLimit)
+	defer cancel()
 	n, created, err := d.ensure(ctx, s.subnet, MadeByAttach)
 	if err != nil {
 		return err

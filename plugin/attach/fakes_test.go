@@ -29,6 +29,7 @@ type fake struct {
 	fail       map[string]error                      // by call and name of the network
 	made       []client.NetworkCreateOptions
 	connected  []network.EndpointIPAMConfig
+	onConnect  func()
 	meanwhile  *engine.Network // made by somebody else just before this host's is
 }
 
@@ -106,7 +107,13 @@ func (f *fake) byID(id string) engine.Network {
 	return f.networks[i]
 }
 
-func (f *fake) NetworkConnect(_ context.Context, id string, o client.NetworkConnectOptions) (client.NetworkConnectResult, error) {
+func (f *fake) NetworkConnect(ctx context.Context, id string, o client.NetworkConnectOptions) (client.NetworkConnectResult, error) {
+	if f.onConnect != nil {
+		f.onConnect()
+	}
+	if err := ctx.Err(); err != nil {
+		return client.NetworkConnectResult{}, err
+	}
 	n, c := f.byID(id), f.containers[o.Container]
 	if err := f.fail["connect "+n.Name]; err != nil {
 		return client.NetworkConnectResult{}, err

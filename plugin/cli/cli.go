@@ -1,8 +1,9 @@
 // Package cli is the command line of the `weave` binary. Its verbs talk to the
-// running plugin over the control API and write to the terminal.
+// running plugin over the control API, those for containers to Docker, too, and
+// write to the terminal.
 //
 // It touches neither the network nor the kernel nor the plugin's state, and
-// knows of nothing that the control API does not tell.
+// knows of nothing that the control API and Docker do not tell.
 package cli
 
 import (

@@ -56,8 +56,9 @@ an image goes behind "--".`,
 		Example: `  sudo weave run 192.168.0.2/24 -d --name web -p 8080:80 nginx
   sudo weave run net:10.5.0.0/16 --rm -it alpine sh
   sudo weave run --rm alpine ip addr`,
-		DisableFlagParsing: true, // they are Docker's
-		ValidArgsFunction:  a.complete(subnets),
+		DisableFlagsInUseLine: true,
+		DisableFlagParsing:    true, // they are Docker's
+		ValidArgsFunction:     a.complete(subnets),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r, err := parseRun(args)
 			switch {
@@ -136,6 +137,9 @@ func (c *newContainer) discard(ctx context.Context) error {
 
 // start starts the container; an exitError is how it ended.
 func (a *app) start(cmd *cobra.Command, c *newContainer, r *runArgs) error {
+	if err := cmd.Context().Err(); err != nil {
+		return err
+	}
 	if !r.detach {
 		return a.foreground(cmd, c, r)
 	}

@@ -1,9 +1,9 @@
 // Package engine reads from the API of the local Docker Engine what the plugin
 // protocol does not tell: names, labels, and which endpoints still exist.
 //
-// It changes nothing in Docker and is for background work: while dockerd starts,
-// or waits for an answer of the plugin, its API may not answer. Who asks while
-// dockerd waits, bounds the question and does without the answer.
+// It changes nothing in Docker and is for background work and for commands: while
+// dockerd starts, or waits for an answer of the plugin, its API may not answer. Who
+// asks while dockerd waits, bounds the question and does without the answer.
 //
 // It is a client of its own, because moby's refuses what engine 20.10 says of
 // networks with an IPv6 pool ("Gateway": "::/0" is no address).
