@@ -83,27 +83,35 @@ func checkAddress(p *pool, addr netip.Addr) error {
 }
 
 // leaseAny leases from own ranges, and if they are full asks other owners.
-func (a *Allocator) leaseAny(ctx context.Context, p *pool, h handle) (netip.Addr, error) {
-	addr, err := a.leaseFree(p, h)
-	if !errors.Is(err, ErrFull) {
-		return addr, err
+func (a *Allocator) leaseAny(ctx context.Context, p *pool, h handle) (addr netip.Addr, err error) {
+	err = a.withSpace(ctx, p, h, func() (err error) {
+		addr, err = a.leaseFree(p, h)
+		return err
+	})
+	return addr, err
+}
+
+// withSpace repeats use while it says ErrFull, and asks other owners for space
+// in between.
+func (a *Allocator) withSpace(ctx context.Context, p *pool, h handle, use func() error) error {
+	if err := use(); !errors.Is(err, ErrFull) {
+		return err
 	}
 	pass, err := a.take(ctx, p)
 	if err != nil {
-		return netip.Addr{}, err
+		return err
 	}
 	defer pass()
 	asks := map[ring.Peer]int{}
 	var silent []ring.Peer
 	for {
 		// Who had the turn before may have brought more than it needed.
-		addr, err := a.leaseFree(p, h)
-		if !errors.Is(err, ErrFull) {
-			return addr, err
+		if err := use(); !errors.Is(err, ErrFull) {
+			return err
 		}
 		owner, ok := a.nextOwner(p, h, asks)
 		if !ok {
-			return netip.Addr{}, a.full(p, h, silent)
+			return a.full(p, h, silent)
 		}
 		asks[owner]++
 		ans, err := a.ask(ctx, p, owner, request{Op: opSpace, Within: h.sub})

@@ -98,7 +98,8 @@ func DefaultSubnet(within netip.Prefix) netip.Prefix {
 }
 
 // pick chooses a pool and marks it as picked. Those that never had a ring come
-// first; then those whose pools nobody uses any more.
+// first; then those whose pools nobody uses any more; then those that keep this
+// host from using the default subnet.
 func (a *Allocator) pick() (pool netip.Prefix, hasRing bool, err error) {
 	o, err := a.occupied()
 	if err != nil {
@@ -113,7 +114,11 @@ func (a *Allocator) pick() (pool netip.Prefix, hasRing bool, err error) {
 		}
 		return true
 	}
-	for _, suits := range []func(netip.Prefix) bool{fresh, unused} {
+	beyond := func(suits func(netip.Prefix) bool) func(netip.Prefix) bool {
+		standard := DefaultSubnet(a.cfg.Range)
+		return func(p netip.Prefix) bool { return !standard.Overlaps(p) && suits(p) }
+	}
+	for _, suits := range []func(netip.Prefix) bool{beyond(fresh), beyond(unused), fresh, unused} {
 		for candidate := range candidates(a.cfg.Range) {
 			if o.taken.Overlaps(space.Of(candidate)) || !suits(candidate) || a.cfg.InUse(candidate) {
 				continue

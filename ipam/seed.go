@@ -67,6 +67,36 @@ func (a *Allocator) ensureRing(ctx context.Context, prefix netip.Prefix) (ours b
 	return a.agree(ctx, a.seeding(p))
 }
 
+// Prime has the peers agree on the first owners of a pool, and gets this one
+// space of it, so that no container has to wait for that. It returns how many
+// addresses are free here then.
+func (a *Allocator) Prime(ctx context.Context, prefix netip.Prefix) (free uint64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, a.patience)
+	defer cancel()
+	h, err := newHandle(prefix, netip.Prefix{})
+	if err != nil {
+		return 0, err
+	}
+	if _, err := a.ensureRing(ctx, prefix); err != nil {
+		return 0, err
+	}
+	a.mu.Lock()
+	p := a.pools[prefix]
+	a.mu.Unlock()
+	err = a.withSpace(ctx, p, h, func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if err := a.mayLease(); err != nil {
+			return err
+		}
+		if free = p.free.Count(); free == 0 {
+			return ErrFull
+		}
+		return nil
+	})
+	return free, err
+}
+
 // sought ends what ensureRing began.
 func (a *Allocator) sought(p *pool) {
 	a.mu.Lock()

@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"weave/plugin/attach"
 	"weave/plugin/cli"
 	"weave/plugin/daemon"
 	"weave/plugin/managed"
@@ -22,14 +23,16 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills
 	root := cli.New(cli.Options{
-		Version:  version,
-		Now:      time.Now,
-		Networks: cli.DockerCommand{},
-		Daemon:   func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
-		Plugin:   func(ctx context.Context) (cli.Plugin, error) { return managed.Open(ctx) },
+		Version: version,
+		Now:     time.Now,
+		Daemon:  func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
+		Plugin:  func(ctx context.Context) (cli.Plugin, error) { return managed.Open(ctx) },
+		Docker:  func() (cli.Docker, error) { return attach.New() },
 	})
 	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, cli.Explain(err))
-		os.Exit(1)
+		if text := cli.Explain(err); text != "" {
+			fmt.Fprintln(os.Stderr, text)
+		}
+		os.Exit(cli.ExitStatus(err))
 	}
 }

@@ -1,6 +1,7 @@
 // Package cli is the command line of the `weave` binary. Its verbs talk to the
-// running plugin over the control API, have package managed make and remove the
-// plugin, and write to the terminal.
+// Package cli is the command line of the `weave` binary. Its verbs talk to the
+// running plugin over the control API, those for containers to Docker, too, have
+// package managed make and remove the plugin, and write to the terminal.
 //
 // It touches neither the network nor the kernel nor the plugin's state, and
 // knows of nothing that the control API and Docker do not tell.
@@ -32,8 +33,7 @@ type Options struct {
 	Daemon  func(ctx context.Context) error // runs the plugin until ctx ends
 	// Plugin finds the managed plugin of the local engine.
 	Plugin func(ctx context.Context) (Plugin, error)
-	// Networks are those of the local Docker.
-	Networks Networks
+	Docker func() (Docker, error) // the local engine
 }
 
 // app is shared by all verbs.
@@ -69,13 +69,17 @@ The same subnet on two hosts is the same network.`,
 	root.AddCommand(a.statusCommand(), a.connectCommand(), a.forgetCommand(), a.rmpeerCommand(), a.versionCommand(), a.daemonCommand())
 	root.AddCommand(a.launchCommand(), a.stopCommand(), a.resetCommand(), a.logsCommand())
 	root.AddCommand(a.exposeCommand(), a.hideCommand())
+	root.AddCommand(a.attachCommand(), a.detachCommand(), a.runCommand(), a.psCommand(), a.primeCommand())
 	explainCompletion(root)
 	return root
 }
 
 // Explain returns the text for an error of Execute: what is wrong, and what the
-// user can do.
+// user can do. It is empty where that has been said.
 func Explain(err error) string {
+	if e, ok := errors.AsType[*exitError](err); ok && e.err == nil {
+		return ""
+	}
 	text := "weave: " + err.Error()
 	switch {
 	case errors.Is(err, control.ErrNotRunning):

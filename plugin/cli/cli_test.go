@@ -9,8 +9,11 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -27,24 +30,26 @@ import (
 func now() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"weave": runWeave})
+	testscript.Main(m, map[string]func(){"weave": runWeave, "docker": runDocker})
 }
 
 // runWeave is main of the binary, with a fixed version and clock.
 func runWeave() {
 	cmd := New(Options{
-		Version:  "1.2.3",
-		Now:      now,
-		Networks: fakeNetworks{},
+		Version: "1.2.3",
+		Now:     now,
 		Daemon: func(context.Context) error {
 			fmt.Println("the daemon runs")
 			return nil
 		},
 		Plugin: func(context.Context) (Plugin, error) { return openFake() },
+		Docker: newFakeDocker,
 	})
 	if err := cmd.ExecuteContext(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, Explain(err))
-		os.Exit(1)
+		if text := Explain(err); text != "" {
+			fmt.Fprintln(os.Stderr, text)
+		}
+		os.Exit(ExitStatus(err))
 	}
 }
 
@@ -64,11 +69,14 @@ func TestScripts(t *testing.T) {
 				"GORACE=atexit_sleep_ms=0") // the race detector would hold up each exit by a second
 			return os.WriteFile(filepath.Join(e.WorkDir, "full.json"), full, 0o600)
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"plugin": startPlugin},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"plugin": startPlugin, "status": wantStatus},
 	})
 }
 
-type fakeDaemon struct{ status control.Status }
+type fakeDaemon struct {
+	status control.Status
+	primes *atomic.Int32 // how often Prime was called
+}
 
 func (d fakeDaemon) Status(context.Context) (control.Status, error) {
 	if d.status.Nickname == "broken" {
@@ -90,6 +98,13 @@ func (d fakeDaemon) Connect(_ context.Context, addrs []string) ([]control.Connec
 		results = append(results, r)
 	}
 	return results, nil
+}
+
+func (d fakeDaemon) Prime(context.Context) (control.Primed, error) {
+	if d.primes.Add(1) == 1 {
+		return control.Primed{Waiting: "host right has to come"}, nil
+	}
+	return control.Primed{Subnet: d.status.DefaultSubnet, Free: 32767}, nil
 }
 
 func (d fakeDaemon) Forget(_ context.Context, addrs []string) error {
@@ -127,8 +142,17 @@ func (d fakeDaemon) Leave(context.Context) (control.Departure, error) {
 	return control.Departure{Peer: "leftleftleftleftleftleftle", Others: 2, Helpers: []string{"h1", "h3"}}, nil
 }
 
+// wantStatus runs a command that ends with the exit status in front of it.
+func wantStatus(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok || strconv.Itoa(exit.ExitCode()) != args[0] {
+		ts.Fatalf("want exit status %s: %v", args[0], err)
+	}
+}
+
 func startPlugin(ts *testscript.TestScript, _ bool, args []string) {
-	var d fakeDaemon
+	d := fakeDaemon{primes: new(atomic.Int32)}
 	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &d.status))
 	l, err := sock.Listen(ts.Getenv("WEAVE_SOCKET"))
 	ts.Check(err)

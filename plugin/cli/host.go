@@ -11,16 +11,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"weave/plugin/attach"
 	"weave/plugin/control"
 )
-
-// Networks makes and removes networks of the local Docker.
-type Networks interface {
-	// Network returns the name of the weave network with a subnet. If there is
-	// none it makes one, and notes what for.
-	Network(ctx context.Context, subnet netip.Prefix, made string) (name string, created bool, err error)
-	Remove(ctx context.Context, name string) error
-}
 
 // madeByExpose is what a network is labelled with that weave expose makes.
 const madeByExpose = "expose"
@@ -147,11 +140,15 @@ func (a *app) expose(ctx context.Context, args []string, r control.ExposeRequest
 	if len(r.Targets) > 1 && len(r.Exports)+len(r.Imports) > 0 {
 		return nil, errors.New("--export and --import are for one address: name one")
 	}
+	docker, err := a.Docker()
+	if err != nil {
+		return nil, err
+	}
 	var made []string
 	defer func() {
 		for _, name := range made {
 			if err != nil {
-				err = errors.Join(err, a.Networks.Remove(context.WithoutCancel(ctx), name))
+				err = errors.Join(err, docker.Remove(context.WithoutCancel(ctx), name))
 			}
 		}
 	}()
@@ -159,7 +156,7 @@ func (a *app) expose(ctx context.Context, args []string, r control.ExposeRequest
 		if hasSubnet(status, t.Subnet) || t.Subnet.Addr().Is6() { // IPv6 comes with a network of IPv4
 			continue
 		}
-		name, created, err := a.Networks.Network(ctx, t.Subnet, madeByExpose)
+		name, created, err := docker.Network(ctx, t.Subnet, madeByExpose)
 		if err != nil {
 			return nil, fmt.Errorf("make a network with subnet %s: %w", t.Subnet, err)
 		}
@@ -190,27 +187,11 @@ func parseTargets(args []string, standard netip.Prefix) (all []control.Target, e
 
 // parseTarget reads 192.168.0.1/24, net:192.168.0.0/24 or net:default.
 func parseTarget(arg string, standard netip.Prefix) (control.Target, error) {
-	if arg == defaultTarget {
-		if !standard.IsValid() {
-			return control.Target{}, control.ErrOld
-		}
-		return control.Target{Subnet: standard}, nil
+	want, err := attach.Parse(arg, standard)
+	if err == nil && !want.Subnet.IsValid() {
+		err = control.ErrOld
 	}
-	text, pool := strings.CutPrefix(arg, ofPool)
-	p, err := netip.ParsePrefix(text)
-	switch {
-	case err != nil:
-		return control.Target{}, fmt.Errorf("%.80q is no address: give one with the length of its subnet, as 192.168.0.1/24, or a subnet, as %s192.168.0.0/24", arg, ofPool)
-	case pool && p != p.Masked():
-		return control.Target{}, fmt.Errorf("%s is no subnet: give %s%s", arg, ofPool, p.Masked())
-	case pool:
-		return control.Target{Subnet: p}, nil
-	case p.Bits() < p.Addr().BitLen()-1 && p == p.Masked():
-		return control.Target{}, fmt.Errorf("%s is the subnet itself: give an address in it, as %s, or %s%s for any", arg, netip.PrefixFrom(p.Addr().Next(), p.Bits()), ofPool, p)
-	case p.Bits() < p.Addr().BitLen()-1 && p.Addr().Is4() && !p.Contains(p.Addr().Next()):
-		return control.Target{}, fmt.Errorf("%s is the broadcast address of %s: give another one", arg, p.Masked())
-	}
-	return control.Target{Subnet: p.Masked(), Address: p.Addr()}, nil
+	return control.Target{Subnet: want.Subnet, Address: want.Addr}, err
 }
 
 func parseForwards(flag string, args []string) (all []control.Forward, err error) {

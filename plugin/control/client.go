@@ -89,6 +89,9 @@ func (c *Client) call(ctx context.Context, method, path string, body []byte, res
 		return c.translate(err)
 	}
 	defer func() { _ = resp.Body.Close() }() // read only: nothing is lost
+	if resp.StatusCode == http.StatusNotFound {
+		return ErrOld
+	}
 	dec := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer))
 	if resp.StatusCode == http.StatusNotFound {
 		return ErrOld

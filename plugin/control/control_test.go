@@ -49,6 +49,11 @@ func (d *fakeDaemon) Leave(context.Context) (Departure, error) {
 	return Departure{Peer: "aaaa", Others: 1}, d.err
 }
 
+func (d *fakeDaemon) Prime(context.Context) (Primed, error) {
+	d.got = []string{"prime"}
+	return Primed{Subnet: netip.MustParsePrefix("10.32.0.0/16"), Free: 3, Waiting: "right"}, d.err
+}
+
 func (d *fakeDaemon) Forget(_ context.Context, addrs []string) error {
 	d.got = addrs
 	return d.err
@@ -85,6 +90,7 @@ func full() Status {
 	return Status{
 		Version: "1.2.3", Protocol: 1, Peer: "aaaa", Nickname: "left", Password: true, Port: 6783,
 		Address: netip.MustParseAddr("192.0.2.1"), Started: at,
+		Range: netip.MustParsePrefix("10.32.0.0/12"), DefaultSubnet: netip.MustParsePrefix("10.32.0.0/16"),
 		Problems: []Problem{{Warning, "what", "do"}},
 		Refusals: []Refusal{{addr.Addr(), "wrong password", "set it", 3, at}},
 		Peers:    []Peer{{ID: "bbbb", Nickname: "right", State: Up, Path: "direct UDP", Address: addr, Addresses: []netip.AddrPort{addr}, RTT: time.Millisecond, PathMTU: 1500, Since: at, Heard: at, Sent: 1, Received: 2, Error: "e", Frames: Sealed, FramesWhy: "f"}},
@@ -136,6 +142,26 @@ func TestListsAreNeverNull(t *testing.T) {
 		if strings.Contains(string(out), "null") {
 			t.Errorf("null in %s", out)
 		}
+	}
+}
+
+func TestPrime(t *testing.T) {
+	d := &fakeDaemon{}
+	got, err := serve(t, d).Prime(context.Background())
+	if want := (Primed{netip.MustParsePrefix("10.32.0.0/16"), 3, "right"}); err != nil || got != want || !reflect.DeepEqual(d.got, []string{"prime"}) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	d.err = errors.New("still starting")
+	if _, err := serve(t, d).Prime(context.Background()); err == nil || err.Error() != "still starting" {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestOldPlugin: one that does not know a request is told from one that refuses it.
+func TestOldPlugin(t *testing.T) {
+	c := serve(t, &fakeDaemon{})
+	if err := c.call(context.Background(), http.MethodPost, "/v1/of-tomorrow", nil, &struct{}{}); !errors.Is(err, ErrOld) {
+		t.Errorf("got %v", err)
 	}
 }
 

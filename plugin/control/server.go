@@ -40,6 +40,8 @@ type Daemon interface {
 	Expose(ctx context.Context, r ExposeRequest) ([]Exposed, error)
 	// Hide takes such addresses back, all of them if no targets are named.
 	Hide(ctx context.Context, targets []Target) ([]Exposed, error)
+	// Prime gets addresses of the default subnet, or tells what it waits for.
+	Prime(ctx context.Context) (Primed, error)
 }
 
 // addresses is the body of a request to connect or to forget.
@@ -75,6 +77,10 @@ func NewServer(d Daemon, log *logrus.Entry) *http.Server {
 	mux.HandleFunc("POST "+leavePath, func(w http.ResponseWriter, r *http.Request) { leave(d, w, r) })
 	mux.HandleFunc("POST "+exposePath, func(w http.ResponseWriter, r *http.Request) { expose(d, w, r) })
 	mux.HandleFunc("POST "+hidePath, func(w http.ResponseWriter, r *http.Request) { hide(d, w, r) })
+	mux.HandleFunc("POST "+primePath, func(w http.ResponseWriter, r *http.Request) {
+		primed, err := d.Prime(r.Context())
+		answer(w, primed, err)
+	})
 	mux.Handle("GET "+metricsPath, newMetrics(d))
 	return &http.Server{
 		Handler:           http.TimeoutHandler(mux, serveTimeout, `{"error":"the plugin did not answer in time"}`),

@@ -206,6 +206,9 @@ func TestBadSettings(t *testing.T) {
 	if _, err := p.control.Connect(context.Background(), []string{"192.0.2.1"}); err == nil || !strings.Contains(err.Error(), "WEAVE_MTU=12") {
 		t.Errorf("connect: %v", err)
 	}
+	if _, err := p.control.Prime(context.Background()); err == nil || !strings.Contains(err.Error(), "WEAVE_MTU=12") {
+		t.Errorf("prime: %v", err)
+	}
 	if _, err := os.Stat(filepath.Join(p.dir, "state")); !os.IsNotExist(err) {
 		t.Errorf("state was touched: %v", err)
 	}
@@ -329,6 +332,10 @@ func TestWork(t *testing.T) {
 	must(t, p.control.Forget(context.Background(), []string{"127.0.0.2:99"}))
 	if s := p.status(); len(s.Seeds) != 0 {
 		t.Errorf("seeds %+v", s.Seeds)
+	}
+	primed, err := p.control.Prime(context.Background())
+	if err != nil || primed.Subnet != p.status().DefaultSubnet || primed.Subnet.String() != "10.32.0.0/16" || primed.Free == 0 || primed.Waiting != "" {
+		t.Errorf("prime: %+v, %v", primed, err)
 	}
 	answer = p.call("/NetworkDriver.DeleteNetwork", map[string]any{"NetworkID": id})
 	if answer["Err"] != nil || len(p.status().Segments) != 0 {

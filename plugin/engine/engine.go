@@ -2,9 +2,9 @@
 // protocol does not tell: names, labels, and which endpoints still exist. It also
 // makes and removes networks, for those that are to be on all hosts.
 //
-// It is for background work: while dockerd starts,
-// or waits for an answer of the plugin, its API may not answer. Who asks while
-// dockerd waits, bounds the question and does without the answer.
+// It is for background work and for commands: while dockerd starts, or waits for an
+// answer of the plugin, its API may not answer. Who asks while dockerd waits, bounds
+// the question and does without the answer.
 //
 // It reads with a client of its own, because moby's refuses what engine 20.10 says of
 // networks with an IPv6 pool ("Gateway": "::/0" is no address).

@@ -48,7 +48,7 @@ const answer = `{"Name":"net1","Id":"abc123","Created":"2026-11-23T08:24:16.9173
 "Containers":{
  "c2":{"Name":"web","EndpointID":"e2","MacAddress":"02:42:0a:61:00:03","IPv4Address":"10.97.0.3/24","IPv6Address":"fd97::3/64"},
  "ep-e1":{"Name":"gone","EndpointID":"e1","MacAddress":"","IPv4Address":"10.97.0.2/24","IPv6Address":""}},
-"Options":{},"Labels":{"com.docker.compose.project":"shop"}}`
+"Options":{"weave.segment":"blue"},"Labels":{"com.docker.compose.project":"shop"}}`
 
 func TestNetworkByID(t *testing.T) {
 	c := serve(t, "1.41", func(w http.ResponseWriter, r *http.Request) {
@@ -62,7 +62,7 @@ func TestNetworkByID(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := Network{
-		ID: "abc123", Name: "net1", Driver: "weave", IPv6: true, Options: map[string]string{},
+		ID: "abc123", Name: "net1", Driver: "weave", IPv6: true, Options: map[string]string{"weave.segment": "blue"},
 		Labels: map[string]string{"com.docker.compose.project": "shop"},
 		IPAM: IPAM{Driver: "weave", Options: map[string]string{}, Pools: []Pool{
 			{
