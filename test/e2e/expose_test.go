@@ -83,7 +83,7 @@ func hostTraces(t *testing.T, h *dockerlab.Host) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return out
+	return strings.ReplaceAll(out, " tentative", "") // it was just given
 }
 
 // bothWays checks that a host and containers reach each other.
@@ -100,7 +100,8 @@ func bothWays(t *testing.T, h *dockerlab.Host, addr string, all ...container) {
 
 // TestExpose: a host is on the switch as if it were a container, and stays there.
 func TestExpose(t *testing.T) {
-	hs := hosts(t, 2)
+	t.Parallel()
+	hs := spareCluster(t, 2)
 	sub, sub6 := subnet(), subnet6()
 	netw := network(t, hs, "--ipv6", "--subnet", sub, "--subnet", sub6)
 	options := []string{"--restart", "always", "--cap-add", "NET_ADMIN"}
@@ -252,7 +253,10 @@ func TestExposedTwice(t *testing.T) {
 	sub := subnet()
 	own := inSubnet(sub, 1)
 	for _, h := range hs {
-		weave(t, h, "expose", own+"/24")
+		eventually(t, soon, func() error { // the plugin has just been started
+			_, err := h.Weave("expose", own+"/24")
+			return err
+		})
 		hostEcho(t, h, own+":9000")
 	}
 	weave(t, hs[0], "connect", hs[1].Net().IP4().String())
