@@ -198,3 +198,9 @@ func (n *Node) reach(ctx context.Context, addrs []netip.AddrPort) (id.PeerID, er
 	}
 	return id.PeerID{}, failure
 }
+
+// Try tells whether a peer answers, by UDP and by TCP, to who has had nothing to do
+// with it; see transport.Transport.Try.
+func (n *Node) Try(ctx context.Context, p id.PeerID) []transport.Tried {
+	return n.transport.Try(ctx, p)
+}

@@ -301,5 +301,6 @@ const (
 	StreamAsk       StreamKind = 3 // one request to a peer's allocator, one answer
 	StreamRelay     StreamKind = 4 // RelayHeader, then a stream of its own between two peers
 	StreamDatagrams StreamKind = 6 // sealed datagrams where UDP is blocked, each behind its length of 2 bytes
+	StreamTry       StreamKind = 7 // nothing: it is only to be seen whether TCP gets through
 	StreamCallback  StreamKind = 5 // a number that was asked for, then the asker's stream, of another kind
 )
