@@ -32,6 +32,7 @@ type fakeDaemon struct {
 	results []ConnectResult
 	err     error
 	got     []string
+	checks  []Check
 }
 
 func (d *fakeDaemon) Status(context.Context) (Status, error) { return d.status, d.err }
@@ -52,6 +53,11 @@ func (d *fakeDaemon) Leave(context.Context) (Departure, error) {
 func (d *fakeDaemon) Prime(context.Context) (Primed, error) {
 	d.got = []string{"prime"}
 	return Primed{Subnet: netip.MustParsePrefix("10.32.0.0/16"), Free: 3, Waiting: "right"}, d.err
+}
+
+func (d *fakeDaemon) Doctor(context.Context) ([]Check, error) {
+	d.got = []string{"doctor"}
+	return d.checks, d.err
 }
 
 func (d *fakeDaemon) Forget(_ context.Context, addrs []string) error {
@@ -128,7 +134,7 @@ func TestZeroStatus(t *testing.T) {
 // will get.
 func TestListsAreNeverNull(t *testing.T) {
 	for _, v := range []any{
-		withLists(Status{}), withLists([]ConnectResult(nil)), withLists(Removal{}), withLists(Departure{}), withLists([]Exposed(nil)),
+		withLists(Status{}), withLists([]ConnectResult(nil)), withLists(Removal{}), withLists(Departure{}), withLists([]Exposed(nil)), withLists([]Check(nil)),
 		withLists(Status{
 			Problems: make([]Problem, 1), Refusals: make([]Refusal, 1), Peers: make([]Peer, 1), Seeds: make([]Seed, 1),
 			Segments: make([]Segment, 1), Endpoints: make([]Endpoint, 1), IPAM: make([]Pool, 1), Exposed: make([]Exposed, 1),
@@ -162,6 +168,22 @@ func TestOldPlugin(t *testing.T) {
 	c := serve(t, &fakeDaemon{})
 	if err := c.call(context.Background(), http.MethodPost, "/v1/of-tomorrow", nil, &struct{}{}); !errors.Is(err, ErrOld) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestDoctor(t *testing.T) {
+	d := &fakeDaemon{checks: []Check{{"clock", Warned, "it is late", "set it"}}}
+	got, err := serve(t, d).Doctor(context.Background())
+	if err != nil || !reflect.DeepEqual(got, d.checks) || !reflect.DeepEqual(d.got, []string{"doctor"}) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	h := NewServer(d, quiet()).Handler
+	for body, want := range map[string]int{"{}": http.StatusOK, "": http.StatusBadRequest, `{"peer":"x"}`: http.StatusBadRequest, "[]": http.StatusBadRequest} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, doctorPath, strings.NewReader(body)))
+		if w.Code != want {
+			t.Errorf("%q: %d, want %d", body, w.Code, want)
+		}
 	}
 }
 

@@ -42,6 +42,8 @@ type Daemon interface {
 	Hide(ctx context.Context, targets []Target) ([]Exposed, error)
 	// Prime gets addresses of the default subnet, or tells what it waits for.
 	Prime(ctx context.Context) (Primed, error)
+	// Doctor examines the plugin and its host, and asks the other hosts.
+	Doctor(ctx context.Context) ([]Check, error)
 }
 
 // addresses is the body of a request to connect or to forget.
@@ -81,6 +83,7 @@ func NewServer(d Daemon, log *logrus.Entry) *http.Server {
 		primed, err := d.Prime(r.Context())
 		answer(w, primed, err)
 	})
+	mux.HandleFunc("POST "+doctorPath, func(w http.ResponseWriter, r *http.Request) { doctor(d, w, r) })
 	mux.Handle("GET "+metricsPath, newMetrics(d))
 	return &http.Server{
 		Handler:           http.TimeoutHandler(mux, serveTimeout, `{"error":"the plugin did not answer in time"}`),

@@ -174,7 +174,7 @@ func (d *daemon) work(ctx context.Context) error {
 func (d *daemon) buildAndRun(ctx context.Context) error {
 	var p *parts
 	err := d.persist(ctx, "start", func() (err error) {
-		p, err = build(d.cfg, d.log)
+		p, err = build(d.version, d.cfg, d.log)
 		if err != nil {
 			d.gate.trouble(fmt.Errorf("%w: %s", err, wayOut(err)))
 		}

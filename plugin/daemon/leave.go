@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -116,14 +115,6 @@ func (p *parts) removeGone(ctx context.Context, peer id.PeerID) error {
 		return err
 	}
 	return errors.Join(p.node.MarkGone(peer), p.forgetRemoved())
-}
-
-// answer serves what a peer asks.
-func (p *parts) answer(ctx context.Context, from id.PeerID, request []byte) ([]byte, error) {
-	if bytes.Equal(request, leaveRequest) {
-		return nil, p.departures.add(from)
-	}
-	return p.allocator.Answer(ctx, ring.Peer(from.String()), request)
 }
 
 // Leave implements control.Daemon.

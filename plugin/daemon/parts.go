@@ -34,6 +34,7 @@ type parts struct {
 	names      *names
 	departures *departures
 	exposing   *exposing
+	examiner   *examiner
 	identity   id.Identity
 	addresses  []netip.Addr // on the underlay, the first for VXLAN and the MTU
 
@@ -53,16 +54,16 @@ func (p *parts) close() {
 }
 
 // build makes the parts, from the disk up. On an error nothing is left open.
-func build(cfg config.Config, log *logrus.Entry) (*parts, error) {
+func build(version string, cfg config.Config, log *logrus.Entry) (*parts, error) {
 	p := &parts{kernel: host.New(), engine: engine.New(cfg.EngineSocket()), names: newNames(), removed: make(chan struct{}, 1)}
-	if err := p.open(cfg, log); err != nil {
+	if err := p.open(version, cfg, log); err != nil {
 		p.close()
 		return nil, err
 	}
 	return p, nil
 }
 
-func (p *parts) open(cfg config.Config, log *logrus.Entry) (err error) {
+func (p *parts) open(version string, cfg config.Config, log *logrus.Entry) (err error) {
 	if p.store, err = store.Open(cfg.StateFile()); err != nil {
 		return err
 	}
@@ -74,11 +75,11 @@ func (p *parts) open(cfg config.Config, log *logrus.Entry) (err error) {
 			return err
 		}
 	}
-	return p.join(cfg, log)
+	return p.join(version, cfg, log)
 }
 
 // join builds allocator, node and driver, which need each other.
-func (p *parts) join(cfg config.Config, log *logrus.Entry) (err error) {
+func (p *parts) join(version string, cfg config.Config, log *logrus.Entry) (err error) {
 	c := &cluster{self: ring.Peer(p.identity.ID.String()), log: log}
 	p.allocator, err = ipam.New(ipam.Config{
 		Self: c.self, Range: cfg.IPAllocRange, Store: p.store, Cluster: c,
@@ -104,6 +105,7 @@ func (p *parts) join(cfg config.Config, log *logrus.Entry) (err error) {
 	}
 	c.node = p.node
 	p.departures = newDepartures(p.node.Alive, p.removeGone, log)
+	p.examiner = newExaminer(version, p.node.Try)
 	if err := p.disown(); err != nil {
 		return err
 	}

@@ -51,31 +51,64 @@ func (l *problems) add(sev control.Severity, do, format string, args ...any) {
 	*l = append(*l, control.Problem{Severity: sev, What: fmt.Sprintf(format, args...), Do: do})
 }
 
+// topic is one thing that may be wrong.
+type topic struct {
+	name string // of the doctor's check
+	well string // what the check says where nothing is wrong
+	find func(findings, *problems)
+}
+
+// topics is all that is looked at, for the status as for the doctor.
+func topics() []topic {
+	return []topic{
+		{"settings", "all can be used", findings.badSettings},
+		{"work", "all that the plugin has to do goes well", findings.tasks},
+		{"firewall", "it lets containers' frames pass within weave's bridges", findings.firewall},
+		{"segments", "all carry frames", findings.carriers},
+		{"port", "all that are set are open", findings.furtherPort},
+		{"addresses", "none is used twice", findings.conflicts},
+		{"pools", "all have free addresses", findings.pools},
+		{"removals", "none is under way", findings.removals},
+		{"networks", "those that are to be the same on all hosts are", findings.differing},
+		{"exposed", "this host has the addresses that it was given", findings.lostAddresses},
+		{"addresses", "none is used twice", findings.clashes},
+		{"password", "one is set, and no host comes with another", findings.password},
+		{"discovery", "hosts that are to be found are found", findings.discovery},
+		{"peers", "all hosts answer", findings.peers},
+	}
+}
+
 func (f findings) problems() []control.Problem {
 	var l problems
+	for _, t := range topics() {
+		t.find(f, &l)
+	}
+	slices.SortStableFunc(l, func(a, b control.Problem) int { return cmp.Compare(gravity(a), gravity(b)) })
+	return l
+}
+
+func (f findings) badSettings(l *problems) {
 	for _, x := range f.settings {
 		l.add(control.Error, x.WayOut, "%s=%s: %s", x.Setting, x.Value, x.Why)
 	}
+}
+
+func (f findings) tasks(l *problems) {
 	for _, task := range slices.Sorted(maps.Keys(f.trouble)) {
 		l.add(control.Error, wayOut(f.trouble[task]), "cannot %s: %v", task, f.trouble[task])
 	}
+}
+
+func (f findings) firewall(l *problems) {
 	for _, b := range f.blocked {
 		l.add(control.Error, "run `"+b.Command+"`", "%s", b)
 	}
+}
+
+func (f findings) carriers(l *problems) {
 	for _, key := range slices.Sorted(maps.Keys(f.failures)) {
 		l.add(control.Error, "restart the plugin", "segment %s carries nothing: %s", key, f.failures[key])
 	}
-	f.furtherPort(&l)
-	f.pools(&l)
-	f.removals(&l)
-	for _, name := range slices.Sorted(maps.Keys(f.unlike)) {
-		l.add(control.Warning, "remove or rename one of the two, or see what keeps it from being made; it is tried again", "%s", f.unlike[name])
-	}
-	f.lostAddresses(&l)
-	f.clashes(&l)
-	f.peers(&l)
-	slices.SortStableFunc(l, func(a, b control.Problem) int { return cmp.Compare(gravity(a), gravity(b)) })
-	return l
 }
 
 func gravity(p control.Problem) int {
@@ -123,25 +156,34 @@ func wayIn(reason, otherwise string) string {
 	return otherwise
 }
 
-// peers tells who is missed, and who may come in.
-func (f findings) peers(l *problems) {
-	s := f.status
-	const open = "check that weave runs there, and that the way is open for UDP and TCP on its port"
-	if !s.Password && s.Peer != "" {
+// openWay is the way out where another host does not answer.
+const openWay = "check that weave runs there, and that the way is open for UDP and TCP on its port"
+
+// password tells who may come in.
+func (f findings) password(l *problems) {
+	if s := f.status; !s.Password && s.Peer != "" {
 		l.add(control.Warning, samePassword,
 			"no password is set: any host that reaches port %d can join, and what goes by VXLAN is not encrypted", s.Port)
 	}
+}
+
+// discovery tells what keeps hosts from being found.
+func (f findings) discovery(l *problems) {
 	if f.lan != "" && f.up > patience {
 		l.add(control.Warning, fmt.Sprintf("let out UDP port %d to multicast addresses, or name the other hosts by %s or `weave connect`", mesh.LANPort, config.Peers),
 			"hosts on the same LAN do not hear of this one: %s", f.lan)
 	}
-	for _, x := range s.Seeds {
+	for _, x := range f.status.Seeds {
 		if x.Met || x.Self || x.Tried.IsZero() {
 			continue
 		}
-		l.add(control.Warning, wayIn(x.Error, open), "no peer was met at %s: %s", x.Address, strings.TrimPrefix(x.Error, "connect to "+x.Address+": "))
+		l.add(control.Warning, wayIn(x.Error, openWay), "no peer was met at %s: %s", x.Address, strings.TrimPrefix(x.Error, "connect to "+x.Address+": "))
 	}
-	for _, x := range s.Peers {
+}
+
+// peers tells who is missed.
+func (f findings) peers(l *problems) {
+	for _, x := range f.status.Peers {
 		if x.Lossy {
 			l.add(control.Warning, "look whether the network between the two hosts, or one of them, is overloaded or broken: containers' TCP is slow until then",
 				"host %s: %.0f%% of the pings to it, by %s, are lost", x.Nickname, 100*x.Loss, way(x))
@@ -153,7 +195,7 @@ func (f findings) peers(l *problems) {
 		if do := wayIn(x.Error, ""); do != "" {
 			why = "is not connected: " + x.Error
 		}
-		l.add(control.Warning, wayIn(x.Error, open), "host %s %s", x.Nickname, why)
+		l.add(control.Warning, wayIn(x.Error, openWay), "host %s %s", x.Nickname, why)
 	}
 }
 
@@ -177,6 +219,15 @@ func way(x control.Peer) string {
 	return x.Path
 }
 
+// conflicts tells of addresses that two clusters had given out before they met.
+func (f findings) conflicts(l *problems) {
+	for _, x := range f.status.IPAM {
+		for _, c := range x.Conflicts {
+			l.add(control.Error, "restart the container: it gets another address; or give it another --ip; an address of this host: weave hide, and expose another", "pool %s: %s", x.Subnet, c)
+		}
+	}
+}
+
 func (f findings) pools(l *problems) {
 	var told []string
 	for _, x := range f.status.IPAM {
@@ -184,9 +235,6 @@ func (f findings) pools(l *problems) {
 		if x.Free == 0 && x.FreeElsewhere == 0 && (x.Leased > 0 || slices.ContainsFunc(f.status.Segments, here)) {
 			l.add(control.Warning, "remove containers that are not needed, or use a network with a larger --subnet",
 				"pool %s is full: no host has a free address", x.Subnet)
-		}
-		for _, c := range x.Conflicts {
-			l.add(control.Error, "restart the container: it gets another address; or give it another --ip; an address of this host: weave hide, and expose another", "pool %s: %s", x.Subnet, c)
 		}
 		for _, trouble := range x.Trouble {
 			if !slices.Contains(told, trouble) {
@@ -202,6 +250,13 @@ func (f findings) removals(l *problems) {
 	for _, w := range f.waiting {
 		l.add(control.Warning, "start weave there; one that is gone for good as well: `weave rmpeer`",
 			"what removed host %s owned is not given out until it is known what it gave to %s", w.host, strings.Join(w.missing, ", "))
+	}
+}
+
+// differing tells of networks that are not the same on all hosts.
+func (f findings) differing(l *problems) {
+	for _, name := range slices.Sorted(maps.Keys(f.unlike)) {
+		l.add(control.Warning, "remove or rename one of the two, or see what keeps it from being made; it is tried again", "%s", f.unlike[name])
 	}
 }
 

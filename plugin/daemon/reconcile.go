@@ -306,6 +306,25 @@ func (r *reconciler) dropLeases(ctx context.Context, last, now round, leases []i
 	}
 }
 
+// leaked counts the leases that nobody has, and that were to be given back long
+// ago. It is for a reconciler that does not run.
+func (r *reconciler) leaked(ctx context.Context) (n int, err error) {
+	leases, endpoints := r.allocator.Leases(), r.driver.Endpoints()
+	now := round{networks: r.driver.Networks(), exposed: r.driver.Exposed(), known: map[string]engine.Network{}, missing: map[string]bool{}}
+	if now.listed, err = r.engine.Networks(ctx); err != nil {
+		return 0, err
+	}
+	if r.inspect(ctx, now); ctx.Err() != nil {
+		return 0, ctx.Err()
+	}
+	for _, l := range leases {
+		if l.Kind == ipam.KindLease && time.Since(l.Since) > 3*roundEvery && !now.needs(l, endpoints) {
+			n++
+		}
+	}
+	return n, nil
+}
+
 // needs tells whether somebody has a lease, or may have it.
 func (now *round) needs(l ipam.Lease, endpoints []driver.EndpointStatus) bool {
 	if isExposed(now.exposed, l) || slices.ContainsFunc(endpoints, func(e driver.EndpointStatus) bool { return holds(e, l) }) ||

@@ -395,3 +395,36 @@ func TestReconcilerRuns(t *testing.T) {
 		}
 	})
 }
+
+// TestLeaked: only what was to be given back long ago counts, and nothing is
+// changed by counting.
+func TestLeaked(t *testing.T) {
+	w := newWorld()
+	count := func(want int) {
+		t.Helper()
+		if n, err := w.reconciler.leaked(context.Background()); n != want || err != nil {
+			t.Errorf("%d leases are leaked, %v; want %d", n, err, want)
+		}
+	}
+	old := func(addr string) {
+		l := lease(addr, ipam.KindLease)
+		l.Since = time.Now().Add(-time.Hour)
+		w.leases.leases = append(w.leases.leases, l)
+	}
+	count(0)
+	l := lease("10.1.0.8", ipam.KindLease)
+	l.Since = time.Now()
+	w.leases.leases = append(w.leases.leases, l)
+	count(0)
+	old("10.1.0.9")
+	count(1)
+	w.keepFree("10.1.0.9")
+	count(0)
+	w.keepFree()
+	w.driver.exposed = []driver.ExposedStatus{{Exposure: driver.Exposure{Addr: netip.MustParsePrefix("10.1.0.9/16")}}}
+	count(0)
+	w.engine.noList = errors.New("the engine is starting")
+	if _, err := w.reconciler.leaked(context.Background()); err == nil {
+		t.Error("nobody was asked")
+	}
+}

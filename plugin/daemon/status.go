@@ -24,6 +24,14 @@ import (
 
 // Status implements control.Daemon.
 func (d *daemon) Status(context.Context) (control.Status, error) {
+	f := d.look()
+	s := *f.status
+	s.Problems = f.problems()
+	return s, nil
+}
+
+// look finds out all that there is to tell.
+func (d *daemon) look() findings {
 	s := control.Status{
 		Version: d.version, Protocol: wire.Version, Nickname: d.cfg.Nickname,
 		Password: len(d.cfg.Password) > 0, Port: d.cfg.Port, Started: d.started,
@@ -53,8 +61,7 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 			f.unlike = *unlike
 		}
 	}
-	s.Problems = f.problems()
-	return s, nil
+	return f
 }
 
 // failures returns why segments carry nothing, by key.
