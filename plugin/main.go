@@ -13,6 +13,7 @@ import (
 	"weave/plugin/attach"
 	"weave/plugin/cli"
 	"weave/plugin/daemon"
+	"weave/plugin/doctor"
 	"weave/plugin/managed"
 )
 
@@ -28,6 +29,7 @@ func main() {
 		Daemon:  func(ctx context.Context) error { return daemon.Run(ctx, version, os.LookupEnv) },
 		Plugin:  func(ctx context.Context) (cli.Plugin, error) { return managed.Open(ctx) },
 		Docker:  func() (cli.Docker, error) { return attach.New() },
+		Host:    doctor.New(os.Getenv("DOCKER_HOST")),
 	})
 	if err := root.ExecuteContext(ctx); err != nil {
 		if text := cli.Explain(err); text != "" {

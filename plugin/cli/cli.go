@@ -34,6 +34,7 @@ type Options struct {
 	// Plugin finds the managed plugin of the local engine.
 	Plugin func(ctx context.Context) (Plugin, error)
 	Docker func() (Docker, error) // the local engine
+	Host   Host                   // examined by the doctor
 }
 
 // app is shared by all verbs.
@@ -70,6 +71,7 @@ The same subnet on two hosts is the same network.`,
 	root.AddCommand(a.launchCommand(), a.stopCommand(), a.resetCommand(), a.logsCommand())
 	root.AddCommand(a.exposeCommand(), a.hideCommand())
 	root.AddCommand(a.attachCommand(), a.detachCommand(), a.runCommand(), a.psCommand(), a.primeCommand())
+	root.AddCommand(a.doctorCommand(), a.reportCommand())
 	explainCompletion(root)
 	return root
 }
@@ -127,7 +129,10 @@ The exit status is 1 if one of the hosts was not reached at once.`,
 		Args:              addresses,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			progress := newProgress(cmd.ErrOrStderr())
+			progress.step("Connecting to " + strings.Join(args, ", "))
 			results, err := a.client().Connect(cmd.Context(), args)
+			progress.done()
 			if err != nil {
 				return err
 			}

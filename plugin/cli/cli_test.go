@@ -43,6 +43,7 @@ func runWeave() {
 			return nil
 		},
 		Plugin: func(context.Context) (Plugin, error) { return openFake() },
+		Host:   fakeHost{},
 		Docker: newFakeDocker,
 	})
 	if err := cmd.ExecuteContext(context.Background()); err != nil {
@@ -114,6 +115,18 @@ func (d fakeDaemon) Forget(_ context.Context, addrs []string) error {
 		}
 	}
 	return nil
+}
+
+func (d fakeDaemon) Doctor(ctx context.Context) ([]control.Check, error) {
+	if d.status.Nickname == "alien" {
+		return nil, control.ErrOld
+	}
+	checks := []control.Check{{Name: "clock", Verdict: control.OK, Found: "those of 2 other hosts show the same time"}}
+	if d.status.Nickname == "blocked" {
+		checks = append(checks, control.Check{Name: "reachable", Verdict: control.Failed, Found: "host h2\x1b does not get through to this one by UDP", Do: "let in UDP to port 6783"},
+			control.Check{Name: "routes", Verdict: control.Warned, Found: "a route overlaps", Do: "use another --subnet"})
+	}
+	return checks, nil
 }
 
 func (d fakeDaemon) RemovePeer(_ context.Context, peer string, gone bool) (control.Removal, error) {

@@ -49,6 +49,7 @@ const (
 	bold   = "1"
 	red    = "1;31"
 	yellow = "1;33"
+	green  = "32"
 )
 
 // style wraps text that is already padded.

@@ -222,3 +222,29 @@ func TestLocalEngine(t *testing.T) {
 		t.Errorf("unknown ID: got %v, want ErrNotFound", err)
 	}
 }
+
+func TestVersionAndPlugins(t *testing.T) {
+	c := serve(t, "1.41", func(w http.ResponseWriter, r *http.Request) {
+		answers := map[string]string{
+			"/v1.41/version": `{"Version":"20.10.24","ApiVersion":"1.41","KernelVersion":"6.1.0","Os":"linux"}`,
+			"/v1.41/plugins": `[{"Id":"0123","Name":"weavenet:latest","Enabled":true,"Settings":{"Env":["WEAVE_MTU=1400"]},"Config":{"Entrypoint":["/weave","daemon"]}}]`,
+		}
+		_, _ = io.WriteString(w, answers[r.URL.Path])
+	})
+	v, err := c.Version(context.Background())
+	if want := (Version{"20.10.24", "1.41", "6.1.0"}); v != want || err != nil {
+		t.Errorf("got %+v, %v", v, err)
+	}
+	plugins, err := c.Plugins(context.Background())
+	want := []Plugin{{"0123", "weavenet:latest", true, []string{"/weave", "daemon"}, []string{"WEAVE_MTU=1400"}}}
+	if !reflect.DeepEqual(plugins, want) || err != nil {
+		t.Errorf("got %+v, %v", plugins, err)
+	}
+	broken := serve(t, "1.41", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) })
+	if _, err := broken.Version(context.Background()); err == nil {
+		t.Error("a version out of nothing")
+	}
+	if _, err := broken.Plugins(context.Background()); err == nil {
+		t.Error("plugins out of nothing")
+	}
+}
