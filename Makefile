@@ -38,6 +38,11 @@ plugin: build ## Lay out build/plugin for `docker plugin create`
 	cp config.json '$(BUILD)/plugin/config.json'
 	cp '$(BUILD)/weave' '$(BUILD)/plugin/rootfs/weave'
 
+.PHONY: man
+man: build ## Write the man pages into build/man
+	rm -rf '$(BUILD)/man'
+	'$(BUILD)/weave' man '$(BUILD)/man'
+
 .PHONY: image
 image: build ## Build the same root file system with the Dockerfile, as image weave
 	tar -c Dockerfile -C '$(BUILD)' weave | $(DOCKER) build -t weave --build-arg BINARY=weave -
@@ -51,8 +56,9 @@ clean: ## Remove build/
 # The command is in place first, so that `weave launch` can be repeated if it
 # fails. It keeps the settings from before.
 .PHONY: install
-install: build ## Put the command on the PATH, and launch or upgrade the plugin
-	@$(SUDO) mkdir -p '$(PREFIX)/bin'
+install: build man ## Put command and man pages in place, and launch or upgrade the plugin
+	@$(SUDO) mkdir -p '$(PREFIX)/bin' '$(PREFIX)/share/man/man1'
+	@$(SUDO) install -m 0644 '$(BUILD)'/man/*.1 '$(PREFIX)/share/man/man1'
 	@$(SUDO) install -m 0755 '$(BUILD)/weave' '$(PREFIX)/bin/weave.new'
 	@$(SUDO) mv -f '$(PREFIX)/bin/weave.new' '$(PREFIX)/bin/weave'
 	@$(SUDO) '$(PREFIX)/bin/weave' launch --set '$(SET_LITERAL)'
@@ -60,9 +66,10 @@ install: build ## Put the command on the PATH, and launch or upgrade the plugin
 # With its last network the plugin takes links and packet filters off the host,
 # so the networks go first; nor could Docker remove them without it.
 .PHONY: uninstall
-uninstall: build ## Remove plugin and command; the state in /var/lib/weave stays
+uninstall: build man ## Remove plugin and command; the state in /var/lib/weave stays
 	@$(SUDO) '$(BUILD)/weave' stop --remove $(if $(FORCE),--force)
 	@$(SUDO) rm -f '$(PREFIX)/bin/weave'
+	@cd '$(BUILD)/man' && for page in *.1; do $(SUDO) rm -f '$(PREFIX)/share/man/man1'/"$$page"; done
 
 # SET for within single quotes: neither make nor the shell expands what a
 # password may hold.

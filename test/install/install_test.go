@@ -17,9 +17,11 @@ const root = "../.." // of the repository
 
 // fakeWeave writes its arguments to the file calls beside the Makefile's BUILD,
 // one to a line and an empty line at the end. It fails if there is the file fails.
+// Of its man pages there is one.
 const fakeWeave = `#!/bin/sh
 dir=${0%/*}
 case $dir in */bin) dir=$dir/.. ;; esac
+[ "$1" != man ] || { mkdir -p "$2" && echo page >"$2/weave.1"; exit; }
 printf '%s\n' "$@" '' >>"$dir/calls"
 [ ! -e "$dir/fails" ]
 `
@@ -138,6 +140,9 @@ func TestInstall(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(b.dir, "bin/weave")); err != nil || info.Mode().Perm() != 0o755 {
 		t.Errorf("command: %v, %v", info, err)
 	}
+	if !b.has("share/man/man1/weave.1") {
+		t.Error("no man page")
+	}
 	b.write("fails", "")
 	if out, err := b.make("install"); err == nil {
 		t.Errorf("launch failed, make did not: %s", out)
@@ -160,7 +165,7 @@ func TestUninstall(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, time := range []string{"first", "second"} {
-		if out, err := b.make("uninstall", "FORCE=1"); err != nil || b.has("bin/weave") {
+		if out, err := b.make("uninstall", "FORCE=1"); err != nil || b.has("bin/weave") || b.has("share/man/man1/weave.1") {
 			t.Fatalf("%s time: %v\n%s", time, err, out)
 		}
 		b.wantCall("stop", "--remove", "--force")
