@@ -67,7 +67,7 @@ The same subnet on two hosts is the same network.`,
 // Explain returns the text for an error of Execute: what is wrong, and what the
 // user can do.
 func Explain(err error) string {
-	text := "weave: " + err.Error()
+	text := "weave: " + cleanLines(err.Error())
 	switch {
 	case errors.Is(err, control.ErrNotRunning):
 		text += `
@@ -172,7 +172,7 @@ func (a *app) versionCommand() *cobra.Command {
 			p.line("command  %s", a.Version)
 			status, err := a.client().Status(cmd.Context())
 			if err != nil {
-				p.line("plugin   %s", err)
+				p.line("plugin   %s", cleanLines(err.Error()))
 				return p.err
 			}
 			p.line("plugin   %s, protocol %d", clean(status.Version), status.Protocol)

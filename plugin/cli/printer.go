@@ -106,6 +106,15 @@ func clean(s string) string {
 	}, s)
 }
 
+// cleanLines is clean for text of several lines, as errors are that come together.
+func cleanLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i, line := range lines {
+		lines[i] = clean(line)
+	}
+	return strings.Join(lines, "\n")
+}
+
 // orDash stands in for what is not known.
 func orDash(s string) string {
 	if s == "" {
