@@ -182,15 +182,35 @@ func TestCorruptState(t *testing.T) {
 	}
 }
 
+// FuzzLoad starts from any state: it is refused, or stays as it is over the next
+// start.
 func FuzzLoad(f *testing.F) {
-	f.Add([]byte(`{"id":"n1","segment":"x","subnets":["10.0.0.0/8"],"bridge":"wv01234567","mtu":1390}`), []byte(`{"id":"e1"}`))
-	f.Fuzz(func(_ *testing.T, network, endpoint []byte) {
+	network := `{"id":"n1","segment":"x","subnets":["10.0.0.0/8"],"bridge":"wv01234567","mtu":1390}`
+	f.Add([]byte(network), []byte(`{"id":"e1"}`))
+	f.Add([]byte(network), []byte(`{"id":"e1","network":"n1","addrs":["10.0.0.5/8"],"mac":"02:00:00:00:00:01","link":"01234567"}`))
+	f.Fuzz(func(t *testing.T, network, endpoint []byte) {
 		s := &fakeStore{faults: &faults{}, buckets: map[string]map[string][]byte{
 			networkBucket: {"n1": network}, endpointBucket: {"e1": endpoint},
 		}}
-		if d, err := New(Config{Store: s}); err == nil {
-			d.Networks()
-			d.Endpoints()
+		d, err := New(Config{Store: s})
+		if err != nil {
+			return
+		}
+		for _, n := range d.networks {
+			err = errors.Join(err, save(s, networkBucket, n.rec.ID, n.rec))
+		}
+		for _, e := range d.endpoints {
+			err = errors.Join(err, save(s, endpointBucket, e.rec.ID, e.rec))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := New(Config{Store: s})
+		if err != nil {
+			t.Fatalf("cannot start again: %v", err)
+		}
+		if was, is := fmt.Sprint(d.Networks(), d.Endpoints()), fmt.Sprint(again.Networks(), again.Endpoints()); was != is {
+			t.Errorf("%s became %s", was, is)
 		}
 	})
 }
