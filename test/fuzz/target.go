@@ -1,0 +1,95 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// target is a fuzz test.
+type target struct {
+	dir  string // of its package, from the root of the project
+	name string
+}
+
+func (t target) String() string { return filepath.ToSlash(t.dir) + " " + t.name }
+
+var declaration = regexp.MustCompile(`(?m)^func (Fuzz\w+)\(\w+ \*testing\.F\)`)
+
+// find lists the targets below root that a regular expression matches, in order.
+func find(root, pattern string) ([]target, error) {
+	wanted, err := regexp.Compile(pattern)
+	if err != nil {
+		return nil, err
+	}
+	var all []target
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && path != root && (d.Name()[0] == '.' || d.Name() == "testdata" || d.Name() == "build") {
+			return fs.SkipDir
+		}
+		if !strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		source, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		dir, err := filepath.Rel(root, filepath.Dir(path))
+		for _, m := range declaration.FindAllSubmatch(source, -1) {
+			if t := (target{dir, string(m[1])}); wanted.MatchString(t.String()) {
+				all = append(all, t)
+			}
+		}
+		return err
+	})
+	slices.SortFunc(all, func(a, b target) int { return cmp.Or(cmp.Compare(a.dir, b.dir), cmp.Compare(a.name, b.name)) })
+	return all, err
+}
+
+// fuzz runs the target. What fails, go test writes beside the package's other test
+// data; that file belongs to the commit which mends it.
+func (t target) fuzz(ctx context.Context, length time.Duration) result {
+	r := result{target: t}
+	cmd := exec.CommandContext(ctx, "go", "test", "-vet=off", "-timeout=0", "-run=^$", "-fuzz=^"+t.name+"$",
+		"-fuzztime="+length.String(), "-parallel=1", "./"+filepath.ToSlash(t.dir))
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = time.Minute
+	out, err := cmd.CombinedOutput()
+	r.took, r.executions, r.news = progress(out)
+	switch {
+	case err != nil:
+		r.err = fmt.Errorf("%w\n%s", err, out)
+	case ctx.Err() != nil:
+		r.err = ctx.Err()
+	case r.executions == 0:
+		r.err = fmt.Errorf("nothing was executed\n%s", out)
+	}
+	return r
+}
+
+var progressLine = regexp.MustCompile(`^fuzz: elapsed: (\S+), execs: (\d+) .*new interesting: (\d+)`)
+
+// progress reads how far fuzzing came from the last line that tells it.
+func progress(out []byte) (took time.Duration, executions uint64, news int) {
+	for line := range bytes.Lines(out) {
+		if m := progressLine.FindSubmatch(line); m != nil {
+			took, _ = time.ParseDuration(string(m[1]))
+			executions, _ = strconv.ParseUint(string(m[2]), 10, 64)
+			news, _ = strconv.Atoi(string(m[3]))
+		}
+	}
+	return took, executions, news
+}
