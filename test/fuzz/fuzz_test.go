@@ -43,13 +43,17 @@ func TestFind(t *testing.T) {
 }
 
 func TestProgress(t *testing.T) {
-	took, executions, news := progress([]byte(`fuzz: elapsed: 0s, gathering baseline coverage: 0/9 completed
+	out := []byte(`fuzz: elapsed: 0s, gathering baseline coverage: 0/9 completed
 fuzz: elapsed: 3s, execs: 102 (33/sec), new interesting: 1 (total: 8)
 fuzz: elapsed: 10m1s, execs: 4711 (0/sec), new interesting: 12 (total: 19)
 PASS
-`))
+`)
+	took, executions, news := progress(out)
 	if took != 10*time.Minute+time.Second || executions != 4711 || news != 12 {
 		t.Errorf("%v, %d, %d", took, executions, news)
+	}
+	if rest := string(withoutProgress(out)); rest != "PASS\n" {
+		t.Errorf("left is %q", rest)
 	}
 }
 

@@ -71,16 +71,26 @@ func (t target) fuzz(ctx context.Context, length time.Duration) result {
 	r.took, r.executions, r.news = progress(out)
 	switch {
 	case err != nil:
-		r.err = fmt.Errorf("%w\n%s", err, out)
+		r.err = fmt.Errorf("%w\n%s", err, withoutProgress(out))
 	case ctx.Err() != nil:
 		r.err = ctx.Err()
 	case r.executions == 0:
-		r.err = fmt.Errorf("nothing was executed\n%s", out)
+		r.err = fmt.Errorf("nothing was executed\n%s", withoutProgress(out))
 	}
 	return r
 }
 
 var progressLine = regexp.MustCompile(`^fuzz: elapsed: (\S+), execs: (\d+) .*new interesting: (\d+)`)
+
+// withoutProgress is what is left to say of a failure.
+func withoutProgress(out []byte) (rest []byte) {
+	for line := range bytes.Lines(out) {
+		if !bytes.HasPrefix(line, []byte("fuzz: elapsed: ")) {
+			rest = append(rest, line...)
+		}
+	}
+	return rest
+}
 
 // progress reads how far fuzzing came from the last line that tells it.
 func progress(out []byte) (took time.Duration, executions uint64, news int) {
