@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"encoding/binary"
 	"reflect"
 	"testing"
@@ -35,6 +36,7 @@ func FuzzIndex(f *testing.F) {
 		f.Add(byte(i), linksKey, []byte(value), endpoint)
 		f.Add(byte(i), hostKey, []byte(value), []byte("null"))
 	}
+	f.Add(byte(1), "e", endpoint, bytes.ReplaceAll(endpoint, []byte("10.0.0.1"), []byte("10.0.0.2")))
 	kinds := []string{kindSegment, kindEndpoint, kindFree, kindLinks, kindHost}
 	f.Fuzz(func(t *testing.T, which byte, key string, first, second []byte) {
 		kind := kinds[int(which)%len(kinds)]
@@ -43,6 +45,13 @@ func FuzzIndex(f *testing.F) {
 		for _, value := range [][]byte{first, second} {
 			for _, owner := range peers {
 				_ = x.put(kind, owner, key, value) // what is refused must leave nothing, too
+			}
+		}
+		for key, p := range x.segments {
+			for a, holders := range p.holders {
+				if len(holders) == 0 {
+					t.Errorf("%s of segment %q is nobody's, and noted", a, key)
+				}
 			}
 		}
 		for _, e := range x.all() {

@@ -421,6 +421,9 @@ func FuzzReject(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(msg1)
+	other := bytes.Clone(msg1)
+	other[len(other)-1]++ // as if under another password
+	f.Add(other)
 	for _, reason := range []error{ErrPassword, VersionError{9}} {
 		f.Add(Reject(wire.Header{Type: wire.TypeHandshake1, Counter: 7}, reason))
 	}

@@ -33,7 +33,8 @@ func FuzzAnswers(f *testing.F) {
 	f.Add("1.41", http.StatusOK, answer)
 	f.Add("1.41", http.StatusOK, list)
 	f.Add("1.24", http.StatusNotFound, `{"message":"network abc123 not found"}`)
-	f.Add("1", http.StatusInternalServerError, strings.Repeat("x", 2*maxMessage))
+	f.Add("1.", http.StatusOK, list)
+	f.Add("1.41", http.StatusInternalServerError, strings.Repeat("x", 2*maxMessage))
 	f.Add("1.41", http.StatusOK, `[{"Id":"abc123","IPAM":{"Config":[{"Subnet":"10.0.0.7/8","IPRange":"::/129","AuxiliaryAddresses":{"a":"::ffff:10.0.0.9","b":"fe80::1%eth0"}}]}}]`)
 	f.Fuzz(func(t *testing.T, version string, status int, body string) {
 		c := New("unused")

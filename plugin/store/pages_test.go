@@ -332,6 +332,8 @@ func FuzzOpen(f *testing.F) {
 	f.Add([]byte{0x30, 0x40, 1, 0x10, 0x0A, 2}, uint32(1<<30))
 	f.Add([]byte{}, uint32(4096))
 	good := filled(f)
+	at := bytes.Index(good, bytes.Repeat([]byte{7}, 60)) // a value
+	f.Add([]byte{byte(at >> 8), byte(at), 1}, uint32(1<<30))
 	f.Fuzz(func(t *testing.T, input []byte, length uint32) {
 		bad := bytes.Clone(good)
 		for ; len(input) > 2; input = input[3:] {
