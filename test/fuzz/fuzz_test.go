@@ -76,24 +76,29 @@ func TestChoose(t *testing.T) {
 		}
 		return ran, nil
 	}
-	got, err := choose([][]byte{[]byte("abab"), []byte("b"), []byte("abc"), []byte("b"), []byte(""), make([]byte, maxInput+1)}, statements)
+	each := func(string) bool { return true }
+	got, err := choose([][]byte{[]byte("abab"), []byte("b"), []byte("abc"), []byte("b"), []byte(""), make([]byte, maxInput+1)}, statements, each)
 	if err != nil || len(got) != 2 || string(got[0]) != "b" || string(got[1]) != "abc" {
 		t.Errorf("%q, %v", got, err)
+	}
+	got, err = choose([][]byte{[]byte("x"), []byte("xab"), []byte("y")}, statements, func(s string) bool { return s == "a" })
+	if err != nil || len(got) != 2 || string(got[0]) != "xab" || string(got[1]) != "y" {
+		t.Errorf("ours first: %q, %v", got, err)
 	}
 	var many [][]byte
 	for i := range 2 * maxKept {
 		many = append(many, []byte{byte(128 + i)})
 	}
-	if got, err = choose(many, statements); err != nil || len(got) != maxKept {
+	if got, err = choose(many, statements, each); err != nil || len(got) != maxKept {
 		t.Errorf("%d of %d, %v", len(got), len(many), err)
 	}
 	for i := range many {
 		many[i] = append(many[i], make([]byte, maxInput-1)...)
 	}
-	if got, err = choose(many, statements); err != nil || len(got) != maxCorpus/maxInput {
+	if got, err = choose(many, statements, each); err != nil || len(got) != maxCorpus/maxInput {
 		t.Errorf("%d of %d, %v", len(got), len(many), err)
 	}
-	if _, err := choose([][]byte{[]byte("!")}, statements); err == nil {
+	if _, err := choose([][]byte{[]byte("!")}, statements, each); err == nil {
 		t.Error("an input that crashes was passed over")
 	}
 }

@@ -17,11 +17,12 @@ import (
 )
 
 // What is kept of a corpus lies in testdata/fuzz, as files called kept-*. Of all
-// inputs that there are, the shortest first, those are kept that run a statement
-// which no shorter one ran, nor those that the target itself names: of the project,
-// or of what parses for it in the standard library. So the tests replay in a moment
-// what fuzzing took long to find, and fuzzing goes on from there on any machine.
-// Other files there are inputs that once failed: they stay.
+// inputs that there are, the shortest first, those are kept that run a statement of
+// the project which no shorter one ran, nor those that the target itself names; and
+// then, as far as there is room, those that do so in what parses for the project in
+// the standard library. So the tests replay in a moment what fuzzing took long to
+// find, and fuzzing goes on from there on any machine. Other files there are inputs
+// that once failed: they stay.
 const (
 	keptPrefix = "kept-"
 	maxKept    = 30
@@ -40,7 +41,7 @@ func (t target) keep(ctx context.Context) (int, error) {
 	if err != nil {
 		return 0, fmt.Errorf("keep inputs: %w", err)
 	}
-	kept, err := choose(inputs, r.statements)
+	kept, err := choose(inputs, r.statements, func(piece string) bool { return !parsing.MatchString(piece) })
 	if err == nil {
 		err = t.write(kept)
 	}
@@ -79,30 +80,50 @@ func (t target) inputs(ctx context.Context) ([][]byte, error) {
 func (t target) corpus() string { return filepath.Join(t.dir, "testdata", "fuzz", t.name) }
 
 // choose asks of one input after the other which statements it runs; of none, which
-// ones run without it.
-func choose(inputs [][]byte, statements func(input []byte) (map[string]bool, error)) (kept [][]byte, err error) {
+// ones run without it. Those that are ours come first.
+func choose(inputs [][]byte, statements func(input []byte) (map[string]bool, error), ours func(string) bool) ([][]byte, error) {
 	slices.SortFunc(inputs, func(a, b []byte) int { return cmp.Or(cmp.Compare(len(a), len(b)), bytes.Compare(a, b)) })
 	inputs = slices.CompactFunc(inputs, bytes.Equal)
 	ran, err := statements(nil)
 	if err != nil {
 		return nil, err
 	}
-	size := 0
+	var all []candidate
 	for _, input := range inputs {
-		if len(kept) == maxKept || len(input) > maxInput || size+len(input) > maxCorpus {
+		if len(input) > maxInput {
 			break
 		}
-		more, err := statements(input)
+		runs, err := statements(input)
 		if err != nil {
 			return nil, err
 		}
-		before := len(ran)
-		if maps.Copy(ran, more); len(ran) > before {
-			kept = append(kept, input)
-			size += len(input)
+		maps.DeleteFunc(runs, func(piece string, _ bool) bool { return ran[piece] })
+		all = append(all, candidate{input, runs})
+	}
+	kept := pick(nil, all, ran, ours)
+	return pick(kept, all, ran, func(string) bool { return true }), nil
+}
+
+// candidate is an input with the statements that do not run without it.
+type candidate struct {
+	input []byte
+	runs  map[string]bool
+}
+
+// pick adds to kept the candidates that run a statement which counts and has not
+// run, as far as there is room.
+func pick(kept [][]byte, all []candidate, ran map[string]bool, counts func(string) bool) [][]byte {
+	for _, c := range all {
+		news := false
+		for piece := range c.runs {
+			news = news || !ran[piece] && counts(piece)
+		}
+		if news && len(kept) < maxKept && len(bytes.Join(kept, nil))+len(c.input) <= maxCorpus {
+			kept = append(kept, c.input)
+			maps.Copy(ran, c.runs)
 		}
 	}
-	return kept, nil
+	return kept
 }
 
 // write replaces what was kept before.
@@ -172,8 +193,9 @@ func (r *replay) link(folder, below, but string) error {
 	return nil
 }
 
-// parsing are the folders of the standard library whose statements count. strconv
-// is not among them: package testing reads the inputs' files by it.
+// parsing matches the packages of the standard library whose statements count, and
+// those themselves, which begin with the package's path. strconv is not among them:
+// package testing reads the inputs' files by it.
 var parsing = regexp.MustCompile(`^(encoding|net)(/|$)`)
 
 // build compiles the target such that it notes which statements run.
