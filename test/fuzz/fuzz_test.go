@@ -23,7 +23,7 @@ func write(t *testing.T, name, content string) {
 func TestFind(t *testing.T) {
 	root := t.TempDir()
 	write(t, filepath.Join(root, "b", "b_test.go"), "package b\n\nfunc FuzzTwo(f *testing.F) {}\n\nfunc FuzzOne(f *testing.F) {\n}\n")
-	write(t, filepath.Join(root, "a", "a_test.go"), "package a\n\nfunc FuzzTwo(f *testing.F) {}\nfunc TestTwo(t *testing.T) {}\n")
+	write(t, filepath.Join(root, "a", "a_test.go"), "package a\n\nfunc FuzzTwo(f *testing.F) {}\nfunc TestTwo(t *testing.T) {}\nvar text = `\nfunc FuzzNot(f *testing.F) {}\n`\n")
 	write(t, filepath.Join(root, "a", "a.go"), "package a\n\nfunc FuzzNot(f *testing.F) {}\n")
 	write(t, filepath.Join(root, "a", "testdata", "x_test.go"), "package a\n\nfunc FuzzNot(f *testing.F) {}\n")
 	for pattern, want := range map[string][]target{

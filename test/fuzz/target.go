@@ -5,6 +5,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -24,8 +27,6 @@ type target struct {
 
 func (t target) String() string { return filepath.ToSlash(t.dir) + " " + t.name }
 
-var declaration = regexp.MustCompile(`(?m)^func (Fuzz\w+)\(\w+ \*testing\.F\)`)
-
 // find lists the targets below root that a regular expression matches, in order.
 func find(root, pattern string) ([]target, error) {
 	wanted, err := regexp.Compile(pattern)
@@ -43,13 +44,13 @@ func find(root, pattern string) ([]target, error) {
 		if !strings.HasSuffix(path, "_test.go") {
 			return nil
 		}
-		source, err := os.ReadFile(path)
+		names, err := fuzzTests(path)
 		if err != nil {
 			return err
 		}
 		dir, err := filepath.Rel(root, filepath.Dir(path))
-		for _, m := range declaration.FindAllSubmatch(source, -1) {
-			if t := (target{dir, string(m[1])}); wanted.MatchString(t.String()) {
+		for _, name := range names {
+			if t := (target{dir, name}); wanted.MatchString(t.String()) {
 				all = append(all, t)
 			}
 		}
@@ -57,6 +58,19 @@ func find(root, pattern string) ([]target, error) {
 	})
 	slices.SortFunc(all, func(a, b target) int { return cmp.Or(cmp.Compare(a.dir, b.dir), cmp.Compare(a.name, b.name)) })
 	return all, err
+}
+
+func fuzzTests(path string) (names []string, err error) {
+	syntax, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+	if err != nil {
+		return nil, err
+	}
+	for _, decl := range syntax.Decls {
+		if fn, ok := decl.(*ast.FuncDecl); ok && fn.Recv == nil && strings.HasPrefix(fn.Name.Name, "Fuzz") {
+			names = append(names, fn.Name.Name)
+		}
+	}
+	return names, nil
 }
 
 // fuzz runs the target. What fails, go test writes beside the package's other test
