@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -224,6 +226,34 @@ func FuzzParseNetwork(f *testing.F) {
 			r.Bridge, r.MTU = "wv01234567", 1400
 			if err := r.check(id); err != nil {
 				t.Errorf("accepted what cannot be stored: %v", err)
+			}
+		}
+	})
+}
+
+func FuzzParseEndpoint(f *testing.F) {
+	f.Add("e1", "10.32.0.5/16", "fd00::5/64", "")
+	f.Add("e1", "10.32.0.5/33", "", "02:00:00:00:00:01")
+	f.Add("e1", "::ffff:10.32.0.5/112", "fd00::5%eth0/64", "01:00:5e:00:00:01")
+	f.Add("", "10.32.0.5", "", "02-00-00-00-00-01-02-03")
+	subnets := []netip.Prefix{netip.MustParsePrefix("10.32.0.0/16"), netip.MustParsePrefix("fd00::/64")}
+	f.Fuzz(func(t *testing.T, id, addr, addr6, mac string) {
+		req := createEndpoint("n1", id, addr)
+		req.Interface.AddressIPv6, req.Interface.MacAddress = addr6, mac
+		r, err := parseEndpoint(req, subnets)
+		if err != nil {
+			return
+		}
+		r.Link = "01234567"
+		if err := r.check(id); err != nil {
+			t.Errorf("accepted what cannot be stored: %v", err)
+		}
+		if len(r.MAC) != 6 || r.MAC[0]&1 != 0 || r.GivenMAC != (mac != "") {
+			t.Errorf("MAC address %q became %v", mac, r.MAC)
+		}
+		for _, a := range r.Addrs {
+			if !slices.ContainsFunc(subnets, func(s netip.Prefix) bool { return s.Contains(a.Addr()) }) {
+				t.Errorf("address %s of %q, %q", a, addr, addr6)
 			}
 		}
 	})
