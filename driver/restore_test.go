@@ -233,9 +233,11 @@ func FuzzParseNetwork(f *testing.F) {
 
 func FuzzParseEndpoint(f *testing.F) {
 	f.Add("e1", "10.32.0.5/16", "fd00::5/64", "")
-	f.Add("e1", "10.32.0.5/33", "", "02:00:00:00:00:01")
-	f.Add("e1", "::ffff:10.32.0.5/112", "fd00::5%eth0/64", "01:00:5e:00:00:01")
-	f.Add("", "10.32.0.5", "", "02-00-00-00-00-01-02-03")
+	f.Add("e1", "10.32.0.5/16", "", "01:00:5e:00:00:01")
+	f.Add("e1", "10.32.0.5/16", "", "02-00-00-00-00-01-02-03")
+	f.Add("e1", "10.33.0.5/16", "", "02:00:00:00:00:01")
+	f.Add("e1", "::ffff:10.32.0.5/112", "fd00::5%eth0/64", "")
+	f.Add("", "10.32.0.5/16", "", "")
 	subnets := []netip.Prefix{netip.MustParsePrefix("10.32.0.0/16"), netip.MustParsePrefix("fd00::/64")}
 	f.Fuzz(func(t *testing.T, id, addr, addr6, mac string) {
 		req := createEndpoint("n1", id, addr)
