@@ -57,6 +57,19 @@ PASS
 	}
 }
 
+func TestTimeIsUp(t *testing.T) {
+	for out, want := range map[string]bool{
+		"--- FAIL: FuzzOne (10.01s)\n    context deadline exceeded\nFAIL\n":                                     true,
+		"--- FAIL: FuzzOne (1.01s)\n    a_test.go:7: context deadline exceeded\nFAIL\n":                         false,
+		"    context deadline exceeded\n\n    Failing input written to testdata/fuzz/FuzzOne/1\n":               false,
+		"--- FAIL: FuzzOne (1.01s)\n    fuzzing process hung or terminated unexpectedly: exit status 2\nFAIL\n": false,
+	} {
+		if timeIsUp([]byte(out)) != want {
+			t.Errorf("%q: want %v", out, want)
+		}
+	}
+}
+
 func TestGrouped(t *testing.T) {
 	for n, want := range map[uint64]string{0: "0", 999: "999", 1000: "1,000", 12345678: "12,345,678"} {
 		if got := grouped(n); got != want {
