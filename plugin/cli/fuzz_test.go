@@ -37,7 +37,7 @@ func FuzzViews(f *testing.F) {
 			}
 			checkText(t, out.String())
 		}
-		checkText(t, Explain(errors.New(reason)))
+		checkText(t, strings.ReplaceAll(Explain(errors.New(reason)), "\t", " "))
 	})
 }
 

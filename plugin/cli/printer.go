@@ -106,13 +106,14 @@ func clean(s string) string {
 	}, s)
 }
 
-// cleanLines is clean for text of several lines, as errors are that come together.
+// cleanLines is clean for text of several lines, which may be indented.
 func cleanLines(s string) string {
-	lines := strings.Split(s, "\n")
-	for i, line := range lines {
-		lines[i] = clean(line)
-	}
-	return strings.Join(lines, "\n")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\n' || r == '\t' {
+			return r
+		}
+		return '?'
+	}, s)
 }
 
 // orDash stands in for what is not known.
