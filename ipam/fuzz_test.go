@@ -81,6 +81,8 @@ func FuzzReply(f *testing.F) {
 	}
 	f.Add([]byte(`{"refusal":"failed","detail":"\u001b[2J"}`))
 	f.Add([]byte(`{"refusal":"leased","holder":"\u001b[2J"}`))
+	f.Add([]byte(`{"refusal":"failed","detail":"` + strings.Repeat("x", 1<<16) + `"}`))
+	f.Add([]byte(`{"refusal":"leased","holder":"` + strings.Repeat("x", 1<<16) + `"}`))
 	f.Add([]byte(`{"verdicts":[{"refusal":"leased","holder":"c"}]}`))
 	f.Add([]byte(`{"removed":{"a":{"heir":"b","round":1}}}`))
 	f.Fuzz(func(t *testing.T, says []byte) {

@@ -116,8 +116,8 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// TestKeep has a project with one target and three inputs: one runs what the others
-// do not, one is what the target names itself, one once failed.
+// TestKeep has a project with one target and some inputs: one runs what the others do
+// not, one is what the target names itself, one is of another form, one once failed.
 func TestKeep(t *testing.T) {
 	t.Chdir(t.TempDir())
 	write(t, "go.mod", "module example\n\ngo 1.26\n")
@@ -139,8 +139,8 @@ func FuzzOdd(f *testing.F) {
 `)
 	write(t, "p/testdata/there", "there")
 	corpus := filepath.Join("p", "testdata", "fuzz", "FuzzOdd")
-	for name, input := range map[string]string{"kept-1": "odd", "kept-2": "seed", "failed": "x"} {
-		write(t, filepath.Join(corpus, name), "go test fuzz v1\n[]byte(\""+input+"\")\n")
+	for name, input := range map[string]string{"kept-1": `[]byte("odd")`, "kept-2": `[]byte("seed")`, "kept-3": "int(1)", "failed": `[]byte("x")`} {
+		write(t, filepath.Join(corpus, name), "go test fuzz v1\n"+input+"\n")
 	}
 	n, err := target{"p", "FuzzOdd"}.keep(t.Context())
 	if err != nil || n != 1 {
