@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -183,15 +184,35 @@ func TestCorruptState(t *testing.T) {
 	}
 }
 
+// FuzzLoad starts from any state: it is refused, or stays as it is over the next
+// start.
 func FuzzLoad(f *testing.F) {
-	f.Add([]byte(`{"id":"n1","segment":"x","subnets":["10.0.0.0/8"],"bridge":"wv01234567","mtu":1390}`), []byte(`{"id":"e1"}`))
-	f.Fuzz(func(_ *testing.T, network, endpoint []byte) {
+	network := `{"id":"n1","segment":"x","subnets":["10.0.0.0/8"],"bridge":"wv01234567","mtu":1390}`
+	f.Add([]byte(network), []byte(`{"id":"e1"}`))
+	f.Add([]byte(network), []byte(`{"id":"e1","network":"n1","addrs":["10.0.0.5/8"],"mac":"02:00:00:00:00:01","link":"01234567"}`))
+	f.Fuzz(func(t *testing.T, network, endpoint []byte) {
 		s := &fakeStore{faults: &faults{}, buckets: map[string]map[string][]byte{
 			networkBucket: {"n1": network}, endpointBucket: {"e1": endpoint},
 		}}
-		if d, err := New(Config{Store: s}); err == nil {
-			d.Networks()
-			d.Endpoints()
+		d, err := New(Config{Store: s})
+		if err != nil {
+			return
+		}
+		for _, n := range d.networks {
+			err = errors.Join(err, save(s, networkBucket, n.rec.ID, n.rec))
+		}
+		for _, e := range d.endpoints {
+			err = errors.Join(err, save(s, endpointBucket, e.rec.ID, e.rec))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := New(Config{Store: s})
+		if err != nil {
+			t.Fatalf("cannot start again: %v", err)
+		}
+		if was, is := fmt.Sprint(d.Networks(), d.Endpoints()), fmt.Sprint(again.Networks(), again.Endpoints()); was != is {
+			t.Errorf("%s became %s", was, is)
 		}
 	})
 }
@@ -205,6 +226,36 @@ func FuzzParseNetwork(f *testing.F) {
 			r.Bridge, r.MTU = "wv01234567", 1400
 			if err := r.check(id); err != nil {
 				t.Errorf("accepted what cannot be stored: %v", err)
+			}
+		}
+	})
+}
+
+func FuzzParseEndpoint(f *testing.F) {
+	f.Add("e1", "10.32.0.5/16", "fd00::5/64", "")
+	f.Add("e1", "10.32.0.5/16", "", "01:00:5e:00:00:01")
+	f.Add("e1", "10.32.0.5/16", "", "02-00-00-00-00-01-02-03")
+	f.Add("e1", "10.33.0.5/16", "", "02:00:00:00:00:01")
+	f.Add("e1", "::ffff:10.32.0.5/112", "fd00::5%eth0/64", "")
+	f.Add("", "10.32.0.5/16", "", "")
+	subnets := []netip.Prefix{netip.MustParsePrefix("10.32.0.0/16"), netip.MustParsePrefix("fd00::/64")}
+	f.Fuzz(func(t *testing.T, id, addr, addr6, mac string) {
+		req := createEndpoint("n1", id, addr)
+		req.Interface.AddressIPv6, req.Interface.MacAddress = addr6, mac
+		r, err := parseEndpoint(req, subnets)
+		if err != nil {
+			return
+		}
+		r.Link = "01234567"
+		if err := r.check(id); err != nil {
+			t.Errorf("accepted what cannot be stored: %v", err)
+		}
+		if len(r.MAC) != 6 || r.MAC[0]&1 != 0 || r.GivenMAC != (mac != "") {
+			t.Errorf("MAC address %q became %v", mac, r.MAC)
+		}
+		for _, a := range r.Addrs {
+			if !slices.ContainsFunc(subnets, func(s netip.Prefix) bool { return s.Contains(a.Addr()) }) {
+				t.Errorf("address %s of %q, %q", a, addr, addr6)
 			}
 		}
 	})

@@ -3,6 +3,8 @@ package ipam
 import (
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
 )
 
 // Errors of this package. Texts around them name the thing and the way out.
@@ -33,4 +35,18 @@ func (p plain) Unwrap() error { return p.kind }
 // errorf is an error of a kind which is not in its text.
 func errorf(kind error, format string, args ...any) error {
 	return plain{fmt.Sprintf(format, args...), kind}
+}
+
+// maxDetail bounds what another peer says of itself in an error, in bytes.
+const maxDetail = 1 << 10
+
+// printable makes another peer's text fit for an error, which ends up in logs and
+// on terminals: at most limit bytes, and none that cannot be seen.
+func printable(s string, limit int) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) && r != unicode.ReplacementChar {
+			return r
+		}
+		return '?'
+	}, s[:min(len(s), limit)])
 }

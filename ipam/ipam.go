@@ -339,5 +339,5 @@ func (a *Allocator) name(p ring.Peer) string {
 	if name := a.cfg.Cluster.Name(p); name != "" {
 		return name
 	}
-	return string(p)
+	return printable(string(p), maxName)
 }

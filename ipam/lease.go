@@ -271,7 +271,7 @@ func (a *Allocator) refused(by ring.Peer, why refusal, holder ring.Peer, detail 
 	case refusedLate:
 		return errorf(ErrNoAnswer, "host %s takes the request for an old one; try again", a.name(by))
 	}
-	return fmt.Errorf("host %s refuses: %s %s", a.name(by), why, detail)
+	return fmt.Errorf("host %s refuses: %s", a.name(by), printable(string(why)+" "+detail, maxDetail))
 }
 
 // leaseThis leases one certain address, which it claims from its owner if that

@@ -90,6 +90,9 @@ func loadSeeds(store Store, configured []string) (*seeds, error) {
 			stale[addr] = nil
 			continue
 		}
+		if _, _, err := splitSeed(addr); err != nil {
+			return nil, fmt.Errorf("state bucket %q: %w", bucketSeeds, err)
+		}
 		seed := s.get(addr)
 		seed.Added, seed.Peer = rec.Added, rec.Peer
 	}

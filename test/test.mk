@@ -27,7 +27,7 @@ export GOFLAGS := $(strip $(shell $(GO) env GOFLAGS 2>/dev/null) -trimpath)
 
 ##@ Check and test
 
-.PHONY: check vulncheck test sim scale bench demo demo-down lab-sweep
+.PHONY: check vulncheck test fuzz sim scale bench demo demo-down lab-sweep
 
 check: vulncheck ## Run gofmt, vet, staticcheck, tidy, known vulnerabilities, architecture
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
@@ -56,6 +56,14 @@ test: plugin ## Run all tests; those that need root skip without it, unless WEAV
 		-- -vet=off -count=1 -p 1 -parallel 10 -run '$(ALONE)' ./mesh ./mesh/transport --beside -vet=off -count=1 -p 1 $(SIM_PACKAGES) \
 		-- -vet=off -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
 		-- -C=test/bench -vet=off -count=1 -short ./...
+
+# make fuzz FUZZTIME=30s FUZZ=mesh/wire fuzzes the targets of one package, for less;
+# with FUZZTIME=0 it only chooses anew which of the inputs found are kept.
+FUZZTIME ?= 10m
+FUZZ     ?=
+
+fuzz: ## Fuzz every parser, 10 minutes each, two at a time, and keep what is new: FUZZTIME=, FUZZ=
+	$(GO) run ./test/fuzz -time '$(FUZZTIME)' '$(FUZZ)'
 
 # make sim N=1000000 SEED=1 runs that many schedules from that seed on.
 N    ?= 10000

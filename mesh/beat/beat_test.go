@@ -1,6 +1,7 @@
 package beat
 
 import (
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"math/rand/v2"
@@ -339,11 +340,16 @@ func TestReports(t *testing.T) {
 
 func FuzzParse(f *testing.F) {
 	f.Add(AppendProbe(nil, Probe{Seq: 1, Full: true}, alice, bob, 100))
+	f.Add(AppendReport(nil, Report{Any: 5, Full: 4}))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		from, p, err := ParseProbe(b, bob)
-		if err == nil && MAC(from) != [6]byte(b[6:12]) {
-			t.Errorf("from %v, %+v", from, p)
+		if from, p, err := ParseProbe(b, bob); err == nil {
+			again, q, err := ParseProbe(AppendProbe(nil, p, from, bob, len(b)), bob)
+			if err != nil || again != from || q != p || MAC(from) != [6]byte(b[6:12]) {
+				t.Errorf("%+v from %v became %+v from %v, %v", p, from, q, again, err)
+			}
 		}
-		_, _ = ParseReport(b)
+		if r, err := ParseReport(b); err == nil && !bytes.HasPrefix(b, AppendReport(nil, r)) {
+			t.Errorf("%x was read as %+v", b, r)
+		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"hash/crc32"
+	"math"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -222,5 +223,12 @@ func TestHarmless(t *testing.T) {
 func FuzzHarmless(f *testing.F) {
 	f.Add([]byte(compound("\x00ping", "\x08user")))
 	f.Add([]byte(checksummed("\x00ping")))
-	f.Fuzz(func(_ *testing.T, b []byte) { harmless(b) })
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if sum := checksummed(string(b)); harmless([]byte(sum)) != (harmless(b) && b[0] != packetChecksum) {
+			t.Error("a checksum makes a difference")
+		}
+		if len(b) <= math.MaxUint16 && harmless([]byte(compound(string(b), "\x00ping"))) != simple(b) {
+			t.Error("what is harmful in itself is let in within a compound, or the other way round")
+		}
+	})
 }

@@ -280,18 +280,6 @@ func TestFrames(t *testing.T) {
 	}
 }
 
-func FuzzServe(f *testing.F) {
-	f.Add([]byte("\x07records\x00\x00\x00\x06digest"))
-	f.Add([]byte("\x00\x00\x00\x00\x00"))
-	g := &Gossip{cfg: Config{Replicas: map[string]Replica{"records": fixed("x")}}}
-	f.Fuzz(func(_ *testing.T, b []byte) {
-		_ = g.serve(struct {
-			io.Reader
-			io.Writer
-		}{bytes.NewReader(b), io.Discard})
-	})
-}
-
 func TestLogger(t *testing.T) {
 	var out bytes.Buffer
 	log := logrus.New()

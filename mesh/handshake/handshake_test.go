@@ -409,7 +409,44 @@ func FuzzMessages(f *testing.F) {
 			t.Fatal("junk taken for message 3")
 		}
 		_, _, _ = Respond(b.cfg, msg, b.hello)
-		_, _, _ = ParseReject(msg)
+	})
+}
+
+// FuzzReject: what we tell strangers is read as it was meant, and what strangers
+// tell us is a number and a reason that somebody could have told.
+func FuzzReject(f *testing.F) {
+	a, _ := parties(f, Datagrams)
+	_, msg1, err := Initiate(a.cfg)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(msg1)
+	other := bytes.Clone(msg1)
+	other[len(other)-1]++ // as if under another password
+	f.Add(other)
+	for _, reason := range []error{ErrPassword, VersionError{9}} {
+		f.Add(Reject(wire.Header{Type: wire.TypeHandshake1, Counter: 7}, reason))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if index, reason, err := ParseReject(b); err == nil {
+			again := Reject(wire.Header{Type: wire.TypeHandshake1, Counter: uint64(index)}, reason)
+			again[1] = b[1] // the version of who rejects
+			if i, r, err := ParseReject(again); err != nil || i != index || r != reason {
+				t.Errorf("%v for %d became %v for %d, %v", reason, index, r, i, err)
+			}
+		}
+		h, why := Verify(testKeys, b)
+		answer := Reject(h, why)
+		if answer == nil {
+			return
+		}
+		index, reason, err := ParseReject(answer)
+		if errors.Is(why, ErrVersion) && err != nil {
+			return // it is of our version, which the stranger does not have
+		}
+		if err != nil || index != uint32(h.Counter) || !errors.Is(why, reason) {
+			t.Errorf("%v for %d is read as %v for %d, %v", why, h.Counter, reason, index, err)
+		}
 	})
 }
 

@@ -294,18 +294,26 @@ func FuzzReceive(f *testing.F) {
 	frame := tcpRun(make([]byte, 500), 1000, 0)[run.VnetHdrLen:]
 	f.Add(uint64(1), byte(wire.FlagNeedsCsum|wire.FlagTCP|wire.FlagMore), byte(54), byte(34), byte(16), frame)
 	f.Add(uint64(2), byte(0), byte(0), byte(0), byte(0), []byte("short"))
+	h, device := newHosts(f, 1)[0], newFakeDevice()
+	h.attach(key, device) // once: its buffers take longer than a frame
 	f.Fuzz(func(t *testing.T, counter uint64, flags, hdrLen, start, offset byte, frame []byte) {
-		h := newHosts(t, 1)[0]
-		h.attach(key, newFakeDevice())
+		h.t = t
+		counted := func(s Stats) uint64 { return s.In.Frames + s.In.Drops["malformed"] + s.In.Drops["spoofed source"] }
+		before := counted(h.stats())
 		header := wire.FrameHeader{Segment: segmentID(key), Flags: wire.FrameFlags(flags), Offsets: wire.Offsets{HdrLen: hdrLen, CsumStart: start, CsumOffset: offset}}
 		for i := range uint64(3) {
 			h.tunnel.Receive(id.PeerID{2}, counter+i, header, frame)
 			header.Flags |= wire.FlagContinues
 		}
 		h.tunnel.Flush()
-		s := h.stats()
-		if s.In.Frames+s.In.Drops["malformed"]+s.In.Drops["spoofed source"] != 3 {
-			t.Fatalf("3 frames came, counted %+v", s.In)
+		if s := h.stats(); counted(s)-before != 3 {
+			t.Fatalf("3 frames came, counted %d: %+v", counted(s)-before, s.In)
+		}
+		for len(device.written) > 0 {
+			b := <-device.written
+			if m, err := run.DecodeVnet(b); err != nil || len(b) > run.VnetHdrLen+3*len(frame) || int(m.CsumStart)+int(m.CsumOffset) > len(b) {
+				t.Fatalf("wrote %d bytes with %+v, %v", len(b), m, err)
+			}
 		}
 	})
 }

@@ -200,9 +200,20 @@ func FuzzDatagram(f *testing.F) {
 	f.Add(AppendItem(AppendItem(nil, KindFrame, frame), KindPing, []byte("x")))
 	f.Add(AppendItem(nil, KindRelay, make([]byte, RelayHeaderLen+3)))
 	f.Add([]byte{2, 0xff, 0xff, 0})
+	f.Add(append([]byte{byte(TypeFragment)}, make([]byte, HeaderLen)...))
+	f.Add(AppendAddr(nil, netip.MustParseAddrPort("192.0.2.1:1")))
 	f.Add([]byte{})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = ParseHeader(b)
+		if a, ok := ParseAddr(b); ok && !bytes.Equal(AppendAddr(nil, a), b) {
+			t.Fatalf("address %x was read as %v", b, a)
+		}
+		if h, _, err := ParseFragment(b); err == nil && Type(b[0]) == TypeFragment {
+			again := make([]byte, HeaderLen)
+			if h.Put(again); !bytes.Equal(again[:14], b[:14]) { // the rest is not in use
+				t.Fatal("fragment's header does not write back")
+			}
+		}
 		taken := 0
 		for rest := b; len(rest) > 0; {
 			kind, body, next, err := NextItem(rest)

@@ -82,7 +82,7 @@ func Explain(err error) string {
 	if e, ok := errors.AsType[*exitError](err); ok && e.err == nil {
 		return ""
 	}
-	text := "weave: " + err.Error()
+	text := "weave: " + cleanLines(err.Error())
 	switch {
 	case errors.Is(err, control.ErrNotRunning):
 		text += `
@@ -199,7 +199,7 @@ func (a *app) versionCommand() *cobra.Command {
 			p.line("command  %s", a.Version)
 			status, err := a.client().Status(cmd.Context())
 			if err != nil {
-				p.line("plugin   %s", err)
+				p.line("plugin   %s", cleanLines(err.Error()))
 				return p.err
 			}
 			p.line("plugin   %s, protocol %d", clean(status.Version), status.Protocol)

@@ -112,6 +112,16 @@ func clean(s string) string {
 	}, s)
 }
 
+// cleanLines is clean for text of several lines, which may be indented.
+func cleanLines(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) || r == '\n' || r == '\t' {
+			return r
+		}
+		return '?'
+	}, s)
+}
+
 // orDash stands in for what is not known.
 func orDash(s string) string {
 	if s == "" {

@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"net/url"
 	"os"
@@ -286,6 +287,39 @@ func FuzzFromEnv(f *testing.F) {
 		for _, p := range problems {
 			if p.Setting == "" || p.Why == "" || p.WayOut == "" {
 				t.Fatalf("problem lacks something: %+v", p)
+			}
+		}
+	})
+}
+
+// FuzzPassword: a password is what stands in the setting, or in the file but for
+// its line end, or there is a problem that does not tell it.
+func FuzzPassword(f *testing.F) {
+	for _, content := range []string{"s3cret", "s3cret\r\n", "\n", "", "a\n\n", strings.Repeat("x", MaxPassword) + "\r\n", strings.Repeat("secret", MaxPassword)} {
+		f.Add([]byte(content))
+	}
+	state := f.TempDir()
+	f.Fuzz(func(t *testing.T, content []byte) {
+		if err := os.WriteFile(filepath.Join(state, "password"), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for _, setting := range []string{Password, PasswordFile} {
+			value, want := string(content), string(content)
+			if setting == PasswordFile {
+				value, want = "password", strings.TrimSuffix(strings.TrimSuffix(want, "\n"), "\r")
+			}
+			c, problems := FromEnv(env(State, state, setting, value))
+			if len(problems) == 0 {
+				if string(c.Password) != want || len(want) > MaxPassword {
+					t.Errorf("%s: %q became %q", setting, content, c.Password)
+				}
+				continue
+			}
+			if c.Password != nil || len(want) > 0 && len(want) <= MaxPassword {
+				t.Errorf("%s: %q became %q, with %v", setting, content, c.Password, problems)
+			}
+			if secret := string(content); len(secret) > MaxPassword && strings.Contains(fmt.Sprint(problems), secret[:16]) {
+				t.Errorf("%s: the password is told: %v", setting, problems)
 			}
 		}
 	})

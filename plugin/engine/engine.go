@@ -209,7 +209,7 @@ func gateway(s string) netip.Addr {
 	if a.IsUnspecified() {
 		return netip.Addr{}
 	}
-	return a
+	return a.Unmap()
 }
 
 // get decodes the answer to a GET request. It speaks the engine's own version

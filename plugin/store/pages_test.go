@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
 	"os"
@@ -319,6 +320,45 @@ func FuzzPages(f *testing.F) {
 		defer func() { _ = db.Close() }()
 		if err := db.View(bboltCheck); err != nil {
 			t.Errorf("bbolt finds what we did not: %v", err)
+		}
+	})
+}
+
+// FuzzOpen changes bytes anywhere, three of input for each, and cuts the file: it is
+// refused, or all that was written is there, but for the last commit, whose
+// description may be what was damaged.
+func FuzzOpen(f *testing.F) {
+	f.Add([]byte{0, 0x10, 0xFF}, uint32(1<<30))
+	f.Add([]byte{0x30, 0x40, 1, 0x10, 0x0A, 2}, uint32(1<<30))
+	f.Add([]byte{}, uint32(4096))
+	good := filled(f)
+	at := bytes.Index(good, bytes.Repeat([]byte{7}, 60)) // a value
+	f.Add([]byte{byte(at >> 8), byte(at), 1}, uint32(1<<30))
+	f.Fuzz(func(t *testing.T, input []byte, length uint32) {
+		bad := bytes.Clone(good)
+		for ; len(input) > 2; input = input[3:] {
+			bad[(int(input[0])<<8|int(input[1]))%len(bad)] ^= input[2]
+		}
+		path := filepath.Join(t.TempDir(), "db")
+		if err := os.WriteFile(path, bad[:min(len(bad), int(length))], fileMode); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(path)
+		if err != nil {
+			if !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrFormat) {
+				t.Errorf("refused, but not as damaged: %v", err)
+			}
+			return
+		}
+		defer func() { _ = s.Close() }()
+		leases := load(t, s, "leases")
+		for i := range 300 {
+			if !bytes.Equal(leases[fmt.Sprintf("key %d", i)], bytes.Repeat([]byte{byte(i)}, 60)) {
+				t.Fatalf("lease %d is %x", i, leases[fmt.Sprintf("key %d", i)])
+			}
+		}
+		if ring := load(t, s, "ring"); len(leases) != 300 || len(ring) > 0 && string(ring["token"]) != "owner" {
+			t.Errorf("%d leases, ring %q", len(leases), ring)
 		}
 	})
 }
