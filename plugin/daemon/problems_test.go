@@ -78,7 +78,7 @@ func TestProblems(t *testing.T) {
 		"removal": {func(f *findings) { f.waiting = []waiting{{"old", []string{"m1", "m2"}}} }, control.Warning,
 			[]string{"removed host old", "m1, m2", "-> start weave there", "`weave rmpeer`"}},
 		"no password": {func(f *findings) { f.status.Password = false }, control.Warning,
-			[]string{"no password", "6783", "WEAVE_PASSWORD"}},
+			[]string{"no password", "6783", "weave launch --password-file"}},
 		"LAN": {func(f *findings) { f.lan = "eth0: operation not permitted" }, control.Warning,
 			[]string{"same LAN", "eth0: operation not permitted", "-> let out UDP port 6785", "WEAVE_PEERS"}},
 		"TCP port": {func(f *findings) { f.tcpPort = fmt.Errorf("listen on tcp [::]:443: %w", syscall.EADDRINUSE) }, control.Error,
@@ -218,7 +218,7 @@ func TestRefusalStatus(t *testing.T) {
 		count uint64
 		do    string
 	}{
-		{"192.0.2.1", 5, "WEAVE_PASSWORD"}, {"192.0.2.2", 1, "same version"},
+		{"192.0.2.1", 5, "--password-file"}, {"192.0.2.2", 1, "same version"},
 		{"192.0.2.3", 1, "that host's plugin"}, {"192.0.2.3", 1, "this plugin"},
 	}
 	got := refusalStatus(all, map[netip.Addr]bool{addr("192.0.2.4"): true}, now)
