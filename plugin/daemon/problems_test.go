@@ -212,6 +212,8 @@ func TestRefusalStatus(t *testing.T) {
 		{Addr: addr("192.0.2.3"), Reason: "even", Count: 1, At: early},
 		{Addr: addr("192.0.2.4"), Reason: "password differs", Count: 1, At: early}, // has joined since
 		{Addr: addr("192.0.2.5"), Reason: "password differs", Count: 1, At: old},
+		{Addr: addr("fd00::4"), Reason: "password differs", Count: 1, At: early}, // of the one that has joined
+		{Addr: addr("10.0.0.4"), Reason: "password differs", Count: 1, At: late}, // another host has that address, too
 	}
 	want := []struct {
 		host  string
@@ -219,9 +221,17 @@ func TestRefusalStatus(t *testing.T) {
 		do    string
 	}{
 		{"192.0.2.1", 5, "--password-file"}, {"192.0.2.2", 1, "same version"},
-		{"192.0.2.3", 1, "that host's plugin"}, {"192.0.2.3", 1, "this plugin"},
+		{"192.0.2.3", 1, "that host's plugin"}, {"192.0.2.3", 1, "this plugin"}, {"10.0.0.4", 1, "--password-file"},
 	}
-	got := refusalStatus(all, map[netip.Addr]bool{addr("192.0.2.4"): true}, now)
+	joined := mesh.Peer{Alive: true, Since: now.Add(-30 * time.Second)}
+	joined.Path.Addr = netip.MustParseAddrPort("192.0.2.4:6783")
+	joined.Path.Candidates = []netip.AddrPort{joined.Path.Addr, netip.MustParseAddrPort("[fd00::4]:6783"), netip.MustParseAddrPort("10.0.0.4:6783")}
+	gone := mesh.Peer{Since: now}
+	gone.Path.Addr = netip.MustParseAddrPort("192.0.2.2:6783")
+	settled := map[netip.Addr]time.Time{}
+	settle(settled, joined, now)
+	settle(settled, gone, now)
+	got := refusalStatus(all, settled, now)
 	if len(got) != len(want) {
 		t.Fatalf("got %+v", got)
 	}

@@ -72,7 +72,7 @@ func (p *parts) failures() map[string]string {
 func (d *daemon) describe(s *control.Status, p *parts) {
 	s.Peer, s.Address, s.NAT = p.identity.ID.String(), p.addresses[0], string(p.node.NAT())
 	endpoints := p.driver.Endpoints()
-	joined := map[netip.Addr]bool{} // addresses of living peers
+	now, settled := time.Now(), map[netip.Addr]time.Time{}
 	removed := p.allocator.Removed()
 	for _, x := range p.node.Peers() {
 		if _, gone := removed[ring.Peer(x.ID.String())]; gone && !x.Alive {
@@ -83,7 +83,7 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 			peer.Via = p.node.Nickname(x.Route.Next)
 		}
 		s.Peers = append(s.Peers, peer)
-		joined[x.Path.Addr.Addr()] = x.Alive || joined[x.Path.Addr.Addr()]
+		settle(settled, x, now)
 	}
 	slices.SortFunc(s.Peers, func(a, b control.Peer) int {
 		return cmp.Or(cmp.Compare(a.Nickname, b.Nickname), cmp.Compare(a.ID, b.ID))
@@ -91,7 +91,7 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 	for _, x := range p.node.Seeds() {
 		s.Seeds = append(s.Seeds, control.Seed{Address: x.Addr, Met: x.Met(), Self: x.Self, Error: x.Error, Tried: x.Tried})
 	}
-	s.Refusals = refusalStatus(p.node.Refusals(), joined, time.Now())
+	s.Refusals = refusalStatus(p.node.Refusals(), settled, now)
 	s.Dropped = p.node.Dropped()
 	s.Relayed = p.node.Relayed().Bytes
 	s.Segments = p.segmentStatus(d.cfg.Nickname, endpoints)
@@ -148,12 +148,28 @@ func peerStatus(x mesh.Peer) control.Peer {
 // again and again, the others have found their way.
 const refusalAge = 5 * time.Minute
 
+// settle notes until when refusals at a peer's addresses say nothing any more: at
+// the one that it is reached at, none do. At its others, such as that of the other
+// family, those do not that were before it joined; another host may have the same
+// address elsewhere.
+func settle(settled map[netip.Addr]time.Time, x mesh.Peer, now time.Time) {
+	if !x.Alive {
+		return
+	}
+	for _, c := range x.Path.Candidates {
+		if x.Since.After(settled[c.Addr()]) {
+			settled[c.Addr()] = x.Since
+		}
+	}
+	settled[x.Path.Addr.Addr()] = now
+}
+
 // refusalStatus lists who is still kept out, the latest first. Where both sides
 // refuse for one reason, that is one thing to say.
-func refusalStatus(all []transport.Refusal, joined map[netip.Addr]bool, now time.Time) []control.Refusal {
+func refusalStatus(all []transport.Refusal, settled map[netip.Addr]time.Time, now time.Time) []control.Refusal {
 	var out []control.Refusal
 	for _, x := range all {
-		if joined[x.Addr] || now.Sub(x.At) >= refusalAge {
+		if !x.At.After(settled[x.Addr]) || now.Sub(x.At) >= refusalAge {
 			continue
 		}
 		same := func(r control.Refusal) bool { return r.Address == x.Addr && r.Why == x.Reason }
