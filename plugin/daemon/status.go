@@ -95,8 +95,8 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 	s.Dropped = p.node.Dropped()
 	s.Relayed = p.node.Relayed().Bytes
 	s.Segments = p.segmentStatus(d.cfg.Nickname, endpoints)
-	s.Endpoints = p.endpointStatus(endpoints)
 	s.Exposed = p.exposing.status()
+	s.Endpoints = p.endpointStatus(endpoints, s.Exposed)
 	containers := map[netip.Prefix]string{} // by address and length of the subnet
 	for _, e := range endpoints {
 		for _, a := range e.Addrs {
@@ -222,7 +222,7 @@ func (p *parts) segmentStatus(self string, endpoints []driver.EndpointStatus) []
 }
 
 // endpointStatus lists the endpoints of all hosts, this one's first.
-func (p *parts) endpointStatus(own []driver.EndpointStatus) []control.Endpoint {
+func (p *parts) endpointStatus(own []driver.EndpointStatus, exposed []control.Exposed) []control.Endpoint {
 	networks := map[string]string{}
 	for _, e := range own {
 		networks[e.ID] = e.Network
@@ -230,16 +230,23 @@ func (p *parts) endpointStatus(own []driver.EndpointStatus) []control.Endpoint {
 			networks[e.ID] = name
 		}
 	}
+	exposedOn := map[netip.Addr]string{}
+	for _, e := range exposed {
+		exposedOn[e.Address.Addr()] = e.Network
+	}
 	var out []control.Endpoint
 	for _, e := range p.node.Endpoints() {
-		kind := ""
+		kind, local, network := "", e.Owner == p.identity.ID, networks[e.ID]
 		if e.OfHost {
 			kind = control.KindHost
+		}
+		if e.OfHost && local && len(e.Addrs) > 0 {
+			network = exposedOn[e.Addrs[0]]
 		}
 		out = append(out, control.Endpoint{
 			Kind: kind, ID: e.ID, Container: e.Container, MAC: e.MAC.String(), Addresses: e.Addrs,
 			Segment: e.Segment, Host: p.node.Nickname(e.Owner), Peer: e.Owner.String(),
-			Local: e.Owner == p.identity.ID, Network: networks[e.ID],
+			Local: local, Network: network,
 		})
 	}
 	slices.SortFunc(out, compareEndpoints)
