@@ -27,7 +27,7 @@ export GOFLAGS := $(strip $(shell $(GO) env GOFLAGS 2>/dev/null) -trimpath)
 
 ##@ Check and test
 
-.PHONY: check vulncheck test fuzz sim scale bench demo demo-down lab-sweep
+.PHONY: check vulncheck test walkthrough fuzz sim scale bench demo demo-down lab-sweep
 
 check: vulncheck ## Run gofmt, vet, staticcheck, tidy, known vulnerabilities, architecture
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
@@ -56,6 +56,10 @@ test: plugin ## Run all tests; those that need root skip without it, unless WEAV
 		-- -vet=off -count=1 -p 1 -parallel 10 -run '$(ALONE)' ./mesh ./mesh/transport --beside -vet=off -count=1 -p 1 $(SIM_PACKAGES) \
 		-- -vet=off -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
 		-- -C=test/bench -vet=off -count=1 -short ./...
+
+# A test of test/e2e, which also holds that script and document agree.
+walkthrough: plugin ## Write docs/walkthrough.md, by typing its commands on two Docker Engines
+	@$(AS_ROOT) $(GO) test -vet=off -count=1 -run '^TestWalkthrough$$' ./test/e2e -walkthrough.write
 
 # make fuzz FUZZTIME=30s FUZZ=mesh/wire fuzzes the targets of one package, for less;
 # with FUZZTIME=0 it only chooses anew which of the inputs found are kept.

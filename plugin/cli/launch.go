@@ -274,7 +274,11 @@ func printNext(p *printer, s control.Status) {
 	p.line("")
 	p.line("Next:")
 	if len(s.Seeds) == 0 {
-		p.line("  weave launch %s    on another host, with the same password", orDash(address(s)))
+		same := ""
+		if s.Password {
+			same = ", with the same password"
+		}
+		p.line("  weave launch %s    on another host%s", orDash(address(s)), same)
 	}
 	p.line("  docker network create -d weave --ipam-driver weave --subnet 10.32.0.0/16 NAME    on each host")
 	p.line("  weave status")

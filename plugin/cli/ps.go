@@ -82,7 +82,7 @@ func psRows(endpoints []control.Endpoint) [][]string {
 		if network == "" {
 			network = e.Segment
 		}
-		rows = append(rows, []string{orDash(e.Container), e.MAC, orDash(strings.Join(addrs, " ")), network, orDash(e.Host)})
+		rows = append(rows, []string{whose(e), e.MAC, orDash(strings.Join(addrs, " ")), network, orDash(e.Host)})
 	}
 	return rows
 }

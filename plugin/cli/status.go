@@ -177,9 +177,7 @@ func problems(p *printer, s control.Status) {
 	case len(s.Problems)+len(s.Refusals) == 0:
 		p.line("Nothing is wrong.")
 	case aboutSettings(s):
-		p.line("Settings:  docker plugin disable -f weavenet")
-		p.line("           docker plugin set weavenet NAME=VALUE")
-		p.line("           docker plugin enable weavenet")
+		p.line("Settings:  weave launch --set NAME=VALUE")
 	}
 	p.line("")
 }

@@ -143,13 +143,21 @@ func endpointsView(p *printer, s control.Status) {
 		if e.Local {
 			host += " (here)"
 		}
-		container, id := orDash(e.Container), shortID(e.ID)
+		id := shortID(e.ID)
 		if e.Kind == control.KindHost {
-			container, id = "(the host)", "-"
+			id = "-"
 		}
-		rows = append(rows, []string{container, orDash(strings.Join(addrs, " ")), e.MAC, e.Segment, host, id})
+		rows = append(rows, []string{whose(e), orDash(strings.Join(addrs, " ")), e.MAC, e.Segment, host, id})
 	}
 	p.table([]column{left("CONTAINER"), left("ADDRESS"), left("MAC"), left("SEGMENT"), left("HOST"), left("ENDPOINT")}, rows)
+}
+
+// whose names who has an endpoint.
+func whose(e control.Endpoint) string {
+	if e.Kind == control.KindHost {
+		return "(the host)"
+	}
+	return orDash(e.Container)
 }
 
 func poolHeader() []column {

@@ -141,7 +141,7 @@ func wayOut(err error) string {
 }
 
 // samePassword is the way out where passwords differ, or are missing.
-const samePassword = "give all hosts the same password, by " + config.PasswordFile + " or " + config.Password
+const samePassword = "give all hosts the same password: weave launch --password-file FILE"
 
 // wayIn says what ends the everyday reasons why two hosts do not meet.
 func wayIn(reason, otherwise string) string {

@@ -78,7 +78,7 @@ func TestProblems(t *testing.T) {
 		"removal": {func(f *findings) { f.waiting = []waiting{{"old", []string{"m1", "m2"}}} }, control.Warning,
 			[]string{"removed host old", "m1, m2", "-> start weave there", "`weave rmpeer`"}},
 		"no password": {func(f *findings) { f.status.Password = false }, control.Warning,
-			[]string{"no password", "6783", "WEAVE_PASSWORD"}},
+			[]string{"no password", "6783", "weave launch --password-file"}},
 		"LAN": {func(f *findings) { f.lan = "eth0: operation not permitted" }, control.Warning,
 			[]string{"same LAN", "eth0: operation not permitted", "-> let out UDP port 6785", "WEAVE_PEERS"}},
 		"TCP port": {func(f *findings) { f.tcpPort = fmt.Errorf("listen on tcp [::]:443: %w", syscall.EADDRINUSE) }, control.Error,
@@ -212,16 +212,26 @@ func TestRefusalStatus(t *testing.T) {
 		{Addr: addr("192.0.2.3"), Reason: "even", Count: 1, At: early},
 		{Addr: addr("192.0.2.4"), Reason: "password differs", Count: 1, At: early}, // has joined since
 		{Addr: addr("192.0.2.5"), Reason: "password differs", Count: 1, At: old},
+		{Addr: addr("fd00::4"), Reason: "password differs", Count: 1, At: early}, // of the one that has joined
+		{Addr: addr("10.0.0.4"), Reason: "password differs", Count: 1, At: late}, // another host has that address, too
 	}
 	want := []struct {
 		host  string
 		count uint64
 		do    string
 	}{
-		{"192.0.2.1", 5, "WEAVE_PASSWORD"}, {"192.0.2.2", 1, "same version"},
-		{"192.0.2.3", 1, "that host's plugin"}, {"192.0.2.3", 1, "this plugin"},
+		{"192.0.2.1", 5, "--password-file"}, {"192.0.2.2", 1, "same version"},
+		{"192.0.2.3", 1, "that host's plugin"}, {"192.0.2.3", 1, "this plugin"}, {"10.0.0.4", 1, "--password-file"},
 	}
-	got := refusalStatus(all, map[netip.Addr]bool{addr("192.0.2.4"): true}, now)
+	joined := mesh.Peer{Alive: true, Since: now.Add(-30 * time.Second)}
+	joined.Path.Addr = netip.MustParseAddrPort("192.0.2.4:6783")
+	joined.Path.Candidates = []netip.AddrPort{joined.Path.Addr, netip.MustParseAddrPort("[fd00::4]:6783"), netip.MustParseAddrPort("10.0.0.4:6783")}
+	gone := mesh.Peer{Since: now}
+	gone.Path.Addr = netip.MustParseAddrPort("192.0.2.2:6783")
+	settled := map[netip.Addr]time.Time{}
+	settle(settled, joined, now)
+	settle(settled, gone, now)
+	got := refusalStatus(all, settled, now)
 	if len(got) != len(want) {
 		t.Fatalf("got %+v", got)
 	}

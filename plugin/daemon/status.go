@@ -79,7 +79,7 @@ func (p *parts) failures() map[string]string {
 func (d *daemon) describe(s *control.Status, p *parts) {
 	s.Peer, s.Address, s.NAT = p.identity.ID.String(), p.addresses[0], string(p.node.NAT())
 	endpoints := p.driver.Endpoints()
-	joined := map[netip.Addr]bool{} // addresses of living peers
+	now, settled := time.Now(), map[netip.Addr]time.Time{}
 	removed := p.allocator.Removed()
 	for _, x := range p.node.Peers() {
 		if _, gone := removed[ring.Peer(x.ID.String())]; gone && !x.Alive {
@@ -90,7 +90,7 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 			peer.Via = p.node.Nickname(x.Route.Next)
 		}
 		s.Peers = append(s.Peers, peer)
-		joined[x.Path.Addr.Addr()] = x.Alive || joined[x.Path.Addr.Addr()]
+		settle(settled, x, now)
 	}
 	slices.SortFunc(s.Peers, func(a, b control.Peer) int {
 		return cmp.Or(cmp.Compare(a.Nickname, b.Nickname), cmp.Compare(a.ID, b.ID))
@@ -98,12 +98,12 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 	for _, x := range p.node.Seeds() {
 		s.Seeds = append(s.Seeds, control.Seed{Address: x.Addr, Met: x.Met(), Self: x.Self, Error: x.Error, Tried: x.Tried})
 	}
-	s.Refusals = refusalStatus(p.node.Refusals(), joined, time.Now())
+	s.Refusals = refusalStatus(p.node.Refusals(), settled, now)
 	s.Dropped = p.node.Dropped()
 	s.Relayed = p.node.Relayed().Bytes
 	s.Segments = p.segmentStatus(d.cfg.Nickname, endpoints)
-	s.Endpoints = p.endpointStatus(endpoints)
 	s.Exposed = p.exposing.status()
+	s.Endpoints = p.endpointStatus(endpoints, s.Exposed)
 	containers := map[netip.Prefix]string{} // by address and length of the subnet
 	for _, e := range endpoints {
 		for _, a := range e.Addrs {
@@ -155,12 +155,28 @@ func peerStatus(x mesh.Peer) control.Peer {
 // again and again, the others have found their way.
 const refusalAge = 5 * time.Minute
 
+// settle notes until when refusals at a peer's addresses say nothing any more: at
+// the one that it is reached at, none do. At its others, such as that of the other
+// family, those do not that were before it joined; another host may have the same
+// address elsewhere.
+func settle(settled map[netip.Addr]time.Time, x mesh.Peer, now time.Time) {
+	if !x.Alive {
+		return
+	}
+	for _, c := range x.Path.Candidates {
+		if x.Since.After(settled[c.Addr()]) {
+			settled[c.Addr()] = x.Since
+		}
+	}
+	settled[x.Path.Addr.Addr()] = now
+}
+
 // refusalStatus lists who is still kept out, the latest first. Where both sides
 // refuse for one reason, that is one thing to say.
-func refusalStatus(all []transport.Refusal, joined map[netip.Addr]bool, now time.Time) []control.Refusal {
+func refusalStatus(all []transport.Refusal, settled map[netip.Addr]time.Time, now time.Time) []control.Refusal {
 	var out []control.Refusal
 	for _, x := range all {
-		if joined[x.Addr] || now.Sub(x.At) >= refusalAge {
+		if !x.At.After(settled[x.Addr]) || now.Sub(x.At) >= refusalAge {
 			continue
 		}
 		same := func(r control.Refusal) bool { return r.Address == x.Addr && r.Why == x.Reason }
@@ -213,7 +229,7 @@ func (p *parts) segmentStatus(self string, endpoints []driver.EndpointStatus) []
 }
 
 // endpointStatus lists the endpoints of all hosts, this one's first.
-func (p *parts) endpointStatus(own []driver.EndpointStatus) []control.Endpoint {
+func (p *parts) endpointStatus(own []driver.EndpointStatus, exposed []control.Exposed) []control.Endpoint {
 	networks := map[string]string{}
 	for _, e := range own {
 		networks[e.ID] = e.Network
@@ -221,16 +237,23 @@ func (p *parts) endpointStatus(own []driver.EndpointStatus) []control.Endpoint {
 			networks[e.ID] = name
 		}
 	}
+	exposedOn := map[netip.Addr]string{}
+	for _, e := range exposed {
+		exposedOn[e.Address.Addr()] = e.Network
+	}
 	var out []control.Endpoint
 	for _, e := range p.node.Endpoints() {
-		kind := ""
+		kind, local, network := "", e.Owner == p.identity.ID, networks[e.ID]
 		if e.OfHost {
 			kind = control.KindHost
+		}
+		if e.OfHost && local && len(e.Addrs) > 0 {
+			network = exposedOn[e.Addrs[0]]
 		}
 		out = append(out, control.Endpoint{
 			Kind: kind, ID: e.ID, Container: e.Container, MAC: e.MAC.String(), Addresses: e.Addrs,
 			Segment: e.Segment, Host: p.node.Nickname(e.Owner), Peer: e.Owner.String(),
-			Local: e.Owner == p.identity.ID, Network: networks[e.ID],
+			Local: local, Network: network,
 		})
 	}
 	slices.SortFunc(out, compareEndpoints)

@@ -97,14 +97,10 @@ func (d demo) say(text string) { fmt.Printf("\n%s%s%s\n\n", d.bold, text, d.plai
 
 func weave() string { return filepath.Join(dockerlab.BuildDir(), "weave") }
 
-// command runs a command line on a host, as typed: words have no quotes.
+// command types a line on a host.
 func (d demo) command(h *dockerlab.Host, line string) error {
 	fmt.Printf("%s%s#%s %s\n", d.blue, h.Name(), d.plain, line)
-	words := strings.Fields(line)
-	if words[0] == "weave" {
-		words[0] = weave()
-	}
-	out, err := h.Run(words[0], words[1:]...)
+	out, err := h.Type(line)
 	if out != "" {
 		fmt.Println(out)
 	}
@@ -159,7 +155,7 @@ func steps(h1, h2 *dockerlab.Host) []step {
 		{"", h2, "docker run -d --name client --net demo --cap-add NET_ADMIN busybox tool idle"},
 		{"", h2, "docker exec client ping -c 3 10.40.0.10"},
 		{"", h2, "docker exec client wget -qO- http://10.40.0.10/"},
-		{"A published port works as with any network.", h2, "busybox wget -qO- http://10.99.0.1:8080/"},
+		{"A published port works as with any network.", h2, "wget -qO- http://10.99.0.1:8080/"},
 		{"Throughput of one TCP stream through the sealed tunnel.", h1, "docker exec -d web tool sink :5201"},
 		{"", h2, "docker exec client tool throughput -timeout=5s 10.40.0.10:5201"},
 		{"What each host knows.", h1, "weave status"},

@@ -110,6 +110,35 @@ func TestTwoEngines(t *testing.T) {
 	}
 }
 
+// TestType: a shell's syntax, a file that outlives a reboot, and what a terminal
+// shows of a failure.
+func TestType(t *testing.T) {
+	t.Parallel()
+	h := addHost(t, newLab(t), 1)
+	if err := h.SetHostname("one"); err != nil {
+		t.Fatal(err)
+	}
+	before := must(t)(h.Run("stat", "-L", "-c", "%i", "/proc/self/ns/uts"))
+	for _, step := range []struct{ line, want string }{
+		{"echo 'a  b' | sudo tee note; echo oops >&2; hostname", "a  b\noops\none"},
+		{"sudo reboot", ""},
+		{"cat note && hostname", "a  b\none"},
+	} {
+		if got := must(t)(h.Type(step.line)); got != step.want {
+			t.Errorf("%s shows %q, want %q", step.line, got, step.want)
+		}
+	}
+	if after := must(t)(h.Run("stat", "-L", "-c", "%i", "/proc/self/ns/uts")); after == before {
+		t.Error("it was not rebooted")
+	}
+	must(t)(h.Type("sudo systemctl restart docker"))
+	out, err := h.Type("echo shown; docker start nobody")
+	var failed *CommandError
+	if !errors.As(err, &failed) || !strings.HasPrefix(out, "shown\n") || !strings.Contains(out, "nobody") || failed.Command != "echo shown; docker start nobody" {
+		t.Errorf("a failure shows %q, and is %v", out, err)
+	}
+}
+
 // state returns whether the container runs, and since when.
 func state(t *testing.T, h *Host, container string) string {
 	t.Helper()

@@ -38,6 +38,8 @@ type Host struct {
 	name string
 	dir  string
 
+	hostname string // of the next boot
+
 	net    *netlab.Host
 	init   *process // the host's first process
 	engine *process
@@ -90,7 +92,7 @@ func (h *Host) Boot() error {
 	if h.net, err = h.lab.net.AddHost(h.n); err != nil {
 		return err
 	}
-	cmd := exec.Command("nsenter", "--net="+h.net.NamespacePath(), "bash", "-c", initScript, "init", h.dir, h.name)
+	cmd := exec.Command("nsenter", "--net="+h.net.NamespacePath(), "bash", "-c", initScript, "init", h.dir, h.hostname)
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS,
 		Setsid:     true,

@@ -53,6 +53,9 @@ func New(name string) (*Lab, error) {
 	}
 	err := l.makeImage()
 	if err == nil {
+		err = l.makePrograms()
+	}
+	if err == nil {
 		l.net, err = netlab.New(name)
 	}
 	if err != nil {
@@ -89,9 +92,10 @@ func (l *Lab) Prepare(n int, plugin string) error {
 // AddHost makes host number n (see netlab) and boots it: when it returns, the
 // engine answers and has the image.
 func (l *Lab) AddHost(n int) (*Host, error) {
-	h := &Host{lab: l, n: n, name: fmt.Sprintf("h%d", n)}
+	name := fmt.Sprintf("h%d", n)
+	h := &Host{lab: l, n: n, name: name, hostname: name}
 	h.dir = filepath.Join(l.dir, h.name)
-	for _, sub := range []string{"cgroup", "etc-docker", "var-lib", "docker-cli"} {
+	for _, sub := range []string{"cgroup", "etc-docker", "var-lib", "docker-cli", "home"} {
 		if err := os.MkdirAll(filepath.Join(h.dir, sub), 0o755); err != nil {
 			return nil, fmt.Errorf("host %s: %w", h.name, err)
 		}

@@ -3,29 +3,12 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"net/http"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"weave/test/dockerlab"
 )
-
-const everywhereFile = `
-version: "2.4"
-services:
-  one:
-    image: %s
-    command: tool idle
-    networks: [shared]
-    stop_grace_period: 1s
-networks:
-  shared:
-    driver: weave
-    ipam:
-      driver: weave
-`
 
 // networkOf is what an engine says of a network.
 type networkOf struct {
@@ -102,32 +85,38 @@ func TestEverywhere(t *testing.T) {
 		return errors.Join(err, fmt.Errorf("%s does not tell of it: %+v", hs[1].Name(), s.Problems))
 	})
 
-	file := filepath.Join(t.TempDir(), "compose.yml")
-	if err := os.WriteFile(file, fmt.Appendf(nil, everywhereFile, dockerlab.Image), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	project := uniqueName("project")
-	for i, h := range hs {
-		if i > 0 {
-			appears(h, project+"_shared")
-		}
-		if _, err := (compose{t, h, file}).run("-p", project, "up", "-d"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if got := addresses(t, hs, project+"_shared"); len(got) != len(hs) {
-		t.Errorf("a service on %d hosts has %v", len(hs), got)
-	}
-
+	exampleEverywhere(t, hs, appears)
 	for _, c := range []container{client, server} {
 		docker(t, c.host, "rm", "-f", c.name)
 	}
+	goes("everywhere_agents")
+	goes(name)
+}
+
+// exampleEverywhere brings the example of that name up on each host, and down.
+func exampleEverywhere(t *testing.T, hs []*dockerlab.Host, appears func(h *dockerlab.Host, name string) networkOf) {
+	t.Helper()
+	const shared = "everywhere_agents"
+	file := filepath.Join(dockerlab.ProjectDir(), "examples", "everywhere", "agent.yml")
+	var agents []string
+	for i, h := range hs {
+		if i > 0 {
+			appears(h, shared)
+		}
+		c := compose{t, h, file}
+		if _, err := c.run("up", "-d"); err != nil {
+			t.Fatal(err)
+		}
+		agents = append(agents, c.container("agent"))
+	}
+	address := docker(t, hs[1], "inspect", "-f", "{{.NetworkSettings.Networks."+shared+".IPAddress}}", agents[1])
+	eventually(t, soon, func() error {
+		_, err := hs[0].Docker("exec", agents[0], "ping", "-c1", "-W1", address)
+		return err
+	})
 	for _, h := range hs {
-		if err := askFor(h, http.MethodDelete, "/containers/"+project+"_one_1?force=1", nil, nil); err != nil {
+		if _, err := (compose{t, h, file}).run("down", "--timeout", "1"); err != nil {
 			t.Error(err)
 		}
 	}
-	docker(t, hs[0], "network", "rm", project+"_shared")
-	goes(project + "_shared")
-	goes(name)
 }

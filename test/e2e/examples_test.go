@@ -104,7 +104,7 @@ func TestExampleExternal(t *testing.T) {
 // TestEveryExampleIsTested goes by the list above.
 func TestEveryExampleIsTested(t *testing.T) {
 	tested := map[string]bool{
-		"web/server.yml": true, "web/client.yml": true, "external/agent.yml": true,
+		"web/server.yml": true, "web/client.yml": true, "external/agent.yml": true, "everywhere/agent.yml": true,
 		"front-and-back/app.yml": true, "front-and-back/data.yml": true,
 	}
 	root := filepath.Join(dockerlab.ProjectDir(), "examples")

@@ -202,9 +202,15 @@ func bootSpare(t *testing.T, n int, prepare func(i, first int, h *dockerlab.Host
 	if err != nil {
 		t.Fatalf("no lab: %v", err)
 	}
+	return bootNumbers(t, numbers, prepare)
+}
+
+// bootNumbers is bootSpare for hosts of those numbers, which nobody else has.
+func bootNumbers(t *testing.T, numbers []int, prepare func(i, first int, h *dockerlab.Host) error) []*dockerlab.Host {
+	t.Helper()
 	booting.Lock()
 	defer booting.Unlock()
-	all := make([]*dockerlab.Host, n)
+	all := make([]*dockerlab.Host, len(numbers))
 	var boots errgroup.Group
 	for i, number := range numbers {
 		boots.Go(func() (err error) {
@@ -214,7 +220,7 @@ func bootSpare(t *testing.T, n int, prepare func(i, first int, h *dockerlab.Host
 			return prepare(i, numbers[0], all[i])
 		})
 	}
-	err = boots.Wait()
+	err := boots.Wait()
 	for _, h := range slices.DeleteFunc(all, func(h *dockerlab.Host) bool { return h == nil }) {
 		removeAfter(t, h)
 	}
