@@ -7,12 +7,11 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # Under the race detector there are more packages, and more tests of each, at a
 # time than processors: many mostly wait. Then, without it, what measures time,
 # what crashes one goroutine again and again, and hosts that are processes of
-# their own. Those hosts mostly wait: the simulations, which the detector would make
-# twenty times slower, have what they leave of the processors. Tests on real Docker
-# Engines run last, one package at a time. The benchmark is a module of its own.
-# Nothing is vetted twice: `make check` does that.
-SIM_PACKAGES := ./test/sim ./test/scale
-LAB_PACKAGES := ./test/arch ./test/dockerlab ./test/e2e
+# their own. Tests on real Docker Engines run last, one package at a time; before
+# them the simulations, which need all processors, and which the detector would
+# make twenty times slower. The benchmark is a module of its own. Nothing is
+# vetted twice: `make check` does that.
+LAB_PACKAGES := ./test/arch ./test/sim ./test/scale ./test/dockerlab ./test/e2e
 LAB_TIMEOUT  := 20m
 ALONE        := ^(TestLeaseLatency|TestJoiningStaysFlat|TestCrashAtEachWrite.*|TestFastPath.*|TestPasswordNoVXLAN|TestLab.*|Test.*Allocates?Nothing)$$
 
@@ -51,9 +50,8 @@ vulncheck: ## Look for known vulnerabilities, where their database can be reache
 	esac
 
 test: plugin ## Run all tests; those that need root skip without it, unless WEAVE_REQUIRE_ROOT=1
-	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off -count=1 -p 3 -parallel 6 -skip '$(ALONE)' $$($(GO) list ./... | grep -vxF "$$($(GO) list $(SIM_PACKAGES) $(LAB_PACKAGES))") \
-		-- -vet=off -count=1 -p 1 -run '$(ALONE)' ./plugin/daemon ./ipam ./mesh/tap ./mesh/udp \
-		-- -vet=off -count=1 -p 1 -parallel 10 -run '$(ALONE)' ./mesh ./mesh/transport --beside -vet=off -count=1 -p 1 $(SIM_PACKAGES) \
+	$(GO) run ./test/report CGO_ENABLED=1 -race -vet=off -count=1 -p 3 -parallel 6 -skip '$(ALONE)' $$($(GO) list ./... | grep -vxF "$$($(GO) list $(LAB_PACKAGES))") \
+		-- -vet=off -count=1 -p 1 -parallel 10 -run '$(ALONE)' ./plugin/daemon ./ipam ./mesh ./mesh/tap ./mesh/transport ./mesh/udp \
 		-- -vet=off -count=1 -timeout $(LAB_TIMEOUT) -p 1 $(LAB_PACKAGES) \
 		-- -C=test/bench -vet=off -count=1 -short ./...
 

@@ -4,11 +4,10 @@
 //
 //	N passed, N failed, N skipped
 //
-// Its arguments are those of go test, after NAME=VALUE for its environment. "--"
+// Its arguments are those of go test, after NAME=VALUE for its environment; "--"
 // begins another run, with arguments of its own, that counts towards the same
-// sum, and "--beside" one that goes on at the same time as the run before it, on
-// what that leaves of the processors. It fails if a test or a build failed, or if
-// nothing ran. It does not choose tests: see test.mk.
+// sum. It fails if a test or a build
+// failed, or if nothing ran. It does not choose tests: see test.mk.
 package main
 
 import (
@@ -24,17 +23,10 @@ import (
 func main() {
 	t := newTally(os.Stdout)
 	ok := true
-	for _, together := range split(os.Args[1:], "--") {
-		runs := split(together, "--beside")
-		errs := make(chan error)
-		for i, args := range runs {
-			go func() { errs <- run(t, args, i > 0) }()
-		}
-		for range runs {
-			if err := <-errs; err != nil {
-				fmt.Println("go test:", err)
-				ok = false
-			}
+	for _, args := range split(os.Args[1:]) {
+		if err := run(t, args); err != nil {
+			fmt.Println("go test:", err)
+			ok = false
 		}
 	}
 	t.printSkips()
@@ -45,19 +37,16 @@ func main() {
 	}
 }
 
-func split(args []string, at string) [][]string {
-	if i := slices.Index(args, at); i >= 0 {
-		return append([][]string{args[:i]}, split(args[i+1:], at)...)
+func split(args []string) [][]string {
+	if i := slices.Index(args, "--"); i >= 0 {
+		return append([][]string{args[:i]}, split(args[i+1:])...)
 	}
 	return [][]string{args}
 }
 
-func run(t *tally, args []string, beside bool) error {
+func run(t *tally, args []string) error {
 	env, args := environment(args)
 	cmd := exec.Command("go", command(args)...)
-	if beside {
-		cmd = exec.Command("nice", append([]string{"-n", "19"}, cmd.Args...)...)
-	}
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -67,9 +56,8 @@ func run(t *tally, args []string, beside bool) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r := t.begin()
-	readErr := eachLine(out, r.add)
-	r.end()
+	readErr := eachLine(out, t.add)
+	t.endRun()
 	if err := cmd.Wait(); err != nil {
 		return err
 	}

@@ -48,11 +48,10 @@ func TestTotals(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var out strings.Builder
 			tally := newTally(&out)
-			run := tally.begin()
-			if err := eachLine(strings.NewReader(test.events), run.add); err != nil {
+			if err := eachLine(strings.NewReader(test.events), tally.add); err != nil {
 				t.Fatal(err)
 			}
-			run.end()
+			tally.endRun()
 			var got counts
 			got.passed, got.failed, got.skipped = tally.totals()
 			if got != test.want {
@@ -62,21 +61,6 @@ func TestTotals(t *testing.T) {
 				t.Errorf("printed %q, want %q", out.String(), test.prints)
 			}
 		})
-	}
-}
-
-// TestRunsAtTheSameTime: a run that ends has no say in the packages of another.
-func TestRunsAtTheSameTime(t *testing.T) {
-	var out strings.Builder
-	tally := newTally(&out)
-	a, b := tally.begin(), tally.begin()
-	a.add([]byte(`{"Action":"start","Package":"p"}`))
-	b.end()
-	a.add([]byte(`{"Action":"pass","Package":"p","Test":"A"}`))
-	a.add([]byte(`{"Action":"pass","Package":"p"}`))
-	a.end()
-	if passed, failed, skipped := tally.totals(); passed != 1 || failed+skipped != 0 || out.String() != "pass p 0.0s\n" {
-		t.Errorf("%d passed, %d failed, %d skipped; printed %q", passed, failed, skipped, out.String())
 	}
 }
 
@@ -91,7 +75,7 @@ func TestSkipsHaveReasons(t *testing.T) {
 {"Action":"skip","Package":"no/tests"}`
 	var out strings.Builder
 	tally := newTally(&out)
-	if err := eachLine(strings.NewReader(events), tally.begin().add); err != nil {
+	if err := eachLine(strings.NewReader(events), tally.add); err != nil {
 		t.Fatal(err)
 	}
 	out.Reset()
@@ -123,7 +107,7 @@ func TestCommand(t *testing.T) {
 }
 
 func TestSplit(t *testing.T) {
-	got := split([]string{"-race", "./a", "--", "./b"}, "--")
+	got := split([]string{"-race", "./a", "--", "./b"})
 	want := [][]string{{"-race", "./a"}, {"./b"}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v", got)

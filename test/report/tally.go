@@ -7,7 +7,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 )
 
 // event is a line of `go test -json`; see `go doc test2json`.
@@ -26,29 +25,19 @@ type key struct{ pkg, test string }
 // tally counts tests. A test with subtests is not counted itself, unless it
 // failed and none of them did; nor is a package, with the same exception.
 type tally struct {
-	mu      sync.Mutex // held by add and end of all runs; what follows is theirs until they have ended
 	out     io.Writer
 	results map[key]string // test or package -> pass, fail, skip
 	output  map[key]*strings.Builder
-	skips   []string // tests and why, a line each
+	open    map[string]bool // packages that have begun and not ended
+	skips   []string        // tests and why, a line each
 }
 
 func newTally(out io.Writer) *tally {
-	return &tally{out: out, results: map[key]string{}, output: map[key]*strings.Builder{}}
+	return &tally{out: out, results: map[key]string{}, output: map[key]*strings.Builder{}, open: map[string]bool{}}
 }
-
-// testRun is one go test. Runs at the same time have no package in common.
-type testRun struct {
-	*tally
-	open map[string]bool // packages that have begun and not ended
-}
-
-func (t *tally) begin() *testRun { return &testRun{tally: t, open: map[string]bool{}} }
 
 // add takes one line.
-func (t *testRun) add(line []byte) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (t *tally) add(line []byte) {
 	var e event
 	if json.Unmarshal(line, &e) != nil {
 		fmt.Fprintf(t.out, "%s\n", line)
@@ -83,7 +72,7 @@ func (t *tally) print(k key, text string) {
 }
 
 // endPackage prints the package's line, after the output of all that failed.
-func (t *testRun) endPackage(e event) {
+func (t *tally) endPackage(e event) {
 	delete(t.open, e.Package)
 	if e.Action == "fail" {
 		for _, pkg := range []string{e.FailedBuild, e.Package} {
@@ -129,10 +118,8 @@ func (t *tally) printSkips() {
 	}
 }
 
-// end counts packages as failed that go test left without a result.
-func (t *testRun) end() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// endRun counts packages as failed that go test left without a result.
+func (t *tally) endRun() {
 	for pkg := range t.open {
 		t.endPackage(event{Action: "fail", Package: pkg})
 		t.results[key{pkg: pkg}] = "fail"
