@@ -217,11 +217,18 @@ func TestFastPathIsolation(t *testing.T) {
 	if got := ear.count(t, "evil", "end again"); got != 1 {
 		t.Errorf("the host's own VXLAN packet was taken %d times: the test tests nothing", got)
 	}
-	a.unguard(t)
-	must(t, evil.do(func() error { return rawUDP(addr("172.30.0.1"), b.IP4(), packet) }))
-	friend.cast(group, "the end")
-	if got := ear.count(t, "evil", "the end"); got != 1 {
-		t.Errorf("without a guard the container's packet was taken %d times: the test tests nothing", got)
+	for try := 1; ; try++ { // the guard is back within a second
+		a.unguard(t)
+		must(t, evil.do(func() error { return rawUDP(addr("172.30.0.1"), b.IP4(), packet) }))
+		end := fmt.Sprintf("the end, %d", try)
+		friend.cast(group, end)
+		got := ear.count(t, "evil", end)
+		if got == 1 {
+			break
+		}
+		if got > 1 || try == 5 {
+			t.Fatalf("without a guard the container's packet was taken %d times: the test tests nothing", got)
+		}
 	}
 }
 
