@@ -115,7 +115,8 @@ func (a *app) client() *control.Client {
 }
 
 func (a *app) connectCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "connect HOST[:PORT]...",
 		Short: "Join the cluster that other hosts are part of",
 		Long: `Connect this host to others, by name or address. One host of a cluster is
@@ -136,9 +137,14 @@ The exit status is 1 if one of the hosts was not reached at once.`,
 			if err != nil {
 				return err
 			}
+			if asJSON {
+				return errors.Join(printJSON(cmd.OutOrStdout(), results), unreached(results))
+			}
 			return printConnected(newPrinter(cmd.OutOrStdout(), a.Now()), results)
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
+	return cmd
 }
 
 func (a *app) forgetCommand() *cobra.Command {
@@ -168,11 +174,9 @@ func addresses(cmd *cobra.Command, args []string) error {
 // printConnected tells what came of each address, and returns an error if one
 // was not reached.
 func printConnected(p *printer, results []control.ConnectResult) error {
-	failed := 0
 	for _, r := range results {
 		switch {
 		case r.Error != "":
-			failed++
 			p.line("%s: %s", clean(r.Address), clean(r.Error))
 		case r.Self:
 			p.line("%s: this is this host, left out", clean(r.Address))
@@ -183,21 +187,48 @@ func printConnected(p *printer, results []control.ConnectResult) error {
 	if p.err != nil {
 		return p.err
 	}
+	return unreached(results)
+}
+
+// unreached returns an error if an address was not reached.
+func unreached(results []control.ConnectResult) error {
+	failed := 0
+	for _, r := range results {
+		if r.Error != "" {
+			failed++
+		}
+	}
 	if failed > 0 {
 		return fmt.Errorf("%d of %d not reached; the plugin goes on trying (weave forget ends that)", failed, len(results))
 	}
 	return nil
 }
 
+// versions are what weave version tells.
+type versions struct {
+	Command  string `json:"command"`
+	Plugin   string `json:"plugin,omitempty"`
+	Protocol int    `json:"protocol,omitempty"` // between hosts
+	Error    string `json:"error,omitempty"`    // why the plugin does not tell
+}
+
 func (a *app) versionCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Show the version of this command and of the running plugin",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			status, err := a.client().Status(cmd.Context())
+			if asJSON {
+				v := versions{Command: a.Version, Plugin: status.Version, Protocol: status.Protocol}
+				if err != nil {
+					v.Error = err.Error()
+				}
+				return printJSON(cmd.OutOrStdout(), v)
+			}
 			p := newPrinter(cmd.OutOrStdout(), a.Now())
 			p.line("command  %s", a.Version)
-			status, err := a.client().Status(cmd.Context())
 			if err != nil {
 				p.line("plugin   %s", cleanLines(err.Error()))
 				return p.err
@@ -206,6 +237,8 @@ func (a *app) versionCommand() *cobra.Command {
 			return p.err
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
+	return cmd
 }
 
 func (a *app) daemonCommand() *cobra.Command {

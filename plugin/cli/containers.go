@@ -44,7 +44,8 @@ network; other subnets are apart from it. Where this host has no Docker network
 with that subnet it is made, as weave-192.168.0.0-24.`
 
 func (a *app) attachCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "attach [ADDRESS...] CONTAINER",
 		Short: "Give a running container addresses on weave networks",
 		Long: `Give a running container of this host addresses on weave networks, and print
@@ -60,12 +61,28 @@ If one address cannot be had, the container gets none.`,
 		Args:              container,
 		ValidArgsFunction: a.completeAttach,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.attach(cmd, args[:len(args)-1], args[len(args)-1])
+			return a.attach(cmd, args[:len(args)-1], args[len(args)-1], asJSON)
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
+	return cmd
 }
 
-func (a *app) attach(cmd *cobra.Command, words []string, name string) error {
+// given is an address of a container as JSON tells it.
+type given struct {
+	Address netip.Prefix `json:"address"`
+	Network string       `json:"network"`
+}
+
+func printGiven(w io.Writer, all []attach.Address) error {
+	list := []given{}
+	for _, x := range all {
+		list = append(list, given{x.Prefix, x.Network})
+	}
+	return printJSON(w, list)
+}
+
+func (a *app) attach(cmd *cobra.Command, words []string, name string, asJSON bool) error {
 	ctx := cmd.Context()
 	status, wants, err := a.wants(ctx, words, true)
 	if err != nil {
@@ -83,6 +100,9 @@ func (a *app) attach(cmd *cobra.Command, words []string, name string) error {
 	if err != nil {
 		return err
 	}
+	if asJSON {
+		return printGiven(cmd.OutOrStdout(), done.Addresses)
+	}
 	out, note := newPrinter(cmd.OutOrStdout(), a.Now()), newPrinter(cmd.ErrOrStderr(), a.Now())
 	for _, addr := range done.Addresses {
 		if addr.Old {
@@ -94,7 +114,8 @@ func (a *app) attach(cmd *cobra.Command, words []string, name string) error {
 }
 
 func (a *app) detachCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "detach [ADDRESS...] CONTAINER",
 		Short: "Take a container off weave networks",
 		Long: `Take a container of this host off the weave networks that are named by its
@@ -120,6 +141,9 @@ A network that weave attach or weave run made is removed with its last container
 				exposed = append(exposed, x.Address.Masked())
 			}
 			left, err := docker.Detach(cmd.Context(), args[len(args)-1], wants, exposed)
+			if asJSON {
+				return errors.Join(err, printGiven(cmd.OutOrStdout(), left))
+			}
 			p := newPrinter(cmd.OutOrStdout(), a.Now())
 			for _, addr := range left {
 				p.line("%s", addr.Addr())
@@ -127,6 +151,8 @@ A network that weave attach or weave run made is removed with its last container
 			return errors.Join(err, p.err)
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
+	return cmd
 }
 
 // container checks that the last argument can be a container.

@@ -42,6 +42,7 @@ const (
 type launchFlags struct {
 	password, passwordFile  string
 	noPassword, noDiscovery bool
+	asJSON                  bool
 	set                     string
 	settings                map[string]*string // by the name of the setting
 }
@@ -74,7 +75,7 @@ again.`,
 			if err != nil {
 				return err
 			}
-			return a.launch(cmd, r)
+			return a.launch(cmd, r, f.asJSON)
 		},
 	}
 	f.add(cmd)
@@ -102,6 +103,7 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 		}
 	}
 	flags.StringVar(&f.set, "set", "", "settings by their own names, as `'NAME=VALUE ...'`, for scripts; state.source is one, too")
+	flags.BoolVar(&f.asJSON, "json", false, "print JSON for programs")
 	cmd.MarkFlagsMutuallyExclusive("password", "password-file", "no-password")
 	cmd.MarkFlagsMutuallyExclusive("discover", "no-discovery")
 	words := func(words ...string) cobra.CompletionFunc {
@@ -180,7 +182,20 @@ func readPassword(name string, in io.Reader) (string, error) {
 	return strings.TrimSuffix(strings.TrimSuffix(string(b), "\n"), "\r"), nil
 }
 
-func (a *app) launch(cmd *cobra.Command, r managed.Request) error {
+// launched is what weave launch did, as JSON tells it.
+type launched struct {
+	Outcome  string `json:"outcome"`
+	Version  string `json:"version"`
+	Peer     string `json:"peer"`
+	Nickname string `json:"nickname"`
+}
+
+var outcomes = map[managed.Outcome]string{
+	managed.Unchanged: "unchanged", managed.Created: "created", managed.Replaced: "upgraded",
+	managed.Changed: "changed", managed.Started: "started",
+}
+
+func (a *app) launch(cmd *cobra.Command, r managed.Request, asJSON bool) error {
 	ctx := cmd.Context()
 	plugin, err := a.Plugin(ctx)
 	if err != nil {
@@ -205,6 +220,9 @@ func (a *app) launch(cmd *cobra.Command, r managed.Request) error {
 	progress.done()
 	if err != nil {
 		return err
+	}
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), launched{outcomes[outcome], status.Version, status.Peer, status.Nickname})
 	}
 	return printLaunched(newPrinter(cmd.OutOrStdout(), a.Now()), outcome, status)
 }
