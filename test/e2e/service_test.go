@@ -33,6 +33,10 @@ func TestService(t *testing.T) {
 	if _, err := h.Run("kill", "-9", service); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, soon, func() error { // as systemd does: its sockets are served until it is gone
+		_, err := h.Run("sh", "-c", "! grep -q '^State:[^Z]*$' /proc/"+service+"/status")
+		return err
+	})
 	startService(t, h, other.Net().IP4().String())
 	awaitBeats(t, client, soon)
 	if after := status(t, h).Started; !after.After(before) {
