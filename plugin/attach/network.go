@@ -105,7 +105,7 @@ func creation(n engine.Network, made string) client.NetworkCreateOptions {
 func find(all []engine.Network, subnet netip.Prefix) (n engine.Network, ok bool, err error) {
 	var found []engine.Network
 	for _, n := range all {
-		if isWeave(n) && hasSubnet(n, subnet) {
+		if engine.IsWeave(n.Driver) && hasSubnet(n, subnet) {
 			found = append(found, n)
 		}
 	}
@@ -118,9 +118,6 @@ func find(all []engine.Network, subnet netip.Prefix) (n engine.Network, ok bool,
 	return n, false, fmt.Errorf("subnet %s is that of networks %s and %s on this host: name the one that you mean, with docker network connect --ip ADDRESS NETWORK CONTAINER",
 		subnet, found[0].Name, found[1].Name)
 }
-
-// isWeave tells whether a network is the plugin's, by either of its names.
-func isWeave(n engine.Network) bool { return n.Driver == driverName || n.Driver == "weavenet:latest" }
 
 func hasSubnet(n engine.Network, subnet netip.Prefix) bool {
 	return slices.ContainsFunc(n.IPAM.Pools, func(p engine.Pool) bool { return p.Subnet == subnet })

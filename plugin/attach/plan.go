@@ -95,7 +95,7 @@ func (c known) address(n engine.Network, subnet netip.Prefix) (netip.Addr, bool)
 func (c known) leaving(all []engine.Network, wants []Want) ([]engine.Network, error) {
 	mine := slices.DeleteFunc(slices.Clone(all), func(n engine.Network) bool {
 		_, on := c.on(n)
-		return !isWeave(n) || !on
+		return !engine.IsWeave(n.Driver) || !on
 	})
 	if len(mine) == 0 {
 		return nil, fmt.Errorf("container %s is on no weave network", c.name)

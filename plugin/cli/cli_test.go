@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -221,15 +222,23 @@ func TestWidth(t *testing.T) {
 }
 
 func TestWantsColor(t *testing.T) {
-	tty, err := os.OpenFile("/dev/null", os.O_WRONLY, 0) // a character device, as a terminal is
+	tty, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = tty.Close() }()
+	null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0) // a character device, too
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = null.Close() }()
 	t.Setenv("TERM", "xterm")
 	t.Setenv("NO_COLOR", "")
 	if !wantsColor(tty) {
 		t.Error("no color for a terminal")
+	}
+	if wantsColor(null) {
+		t.Error("color for what is no terminal")
 	}
 	t.Setenv("NO_COLOR", "1")
 	if wantsColor(tty) {

@@ -7,8 +7,6 @@ import (
 	"io"
 	"net/netip"
 	"slices"
-	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -92,11 +90,10 @@ func (a *app) attach(cmd *cobra.Command, words []string, name string, asJSON boo
 	if err != nil {
 		return err
 	}
-	var done *attach.Attached
-	err = whileSlow(cmd.ErrOrStderr(), "Waiting for Docker to connect "+clean(name), func() (err error) {
-		done, err = docker.Attach(ctx, attach.Request{Container: name, Wants: wants, Holder: holder(status)})
-		return err
-	})
+	progress := newProgress(cmd.ErrOrStderr())
+	progress.step("Waiting for Docker to connect " + name)
+	done, err := docker.Attach(ctx, attach.Request{Container: name, Wants: wants, Holder: holder(status)})
+	progress.done()
 	if err != nil {
 		return err
 	}
@@ -229,22 +226,4 @@ func subnets(s control.Status) []string {
 		words = append(words, attach.Want{Subnet: pool.Subnet}.String())
 	}
 	return words
-}
-
-// slow is how long something may take before people are told what it is.
-const slow = time.Second
-
-// whileSlow tells what is waited for, if f takes long.
-func whileSlow(w io.Writer, what string, f func() error) error {
-	done := make(chan error)
-	go func() { done <- f() }()
-	timer := time.NewTimer(slow)
-	defer timer.Stop()
-	select {
-	case err := <-done:
-		return err
-	case <-timer.C:
-		_, _ = fmt.Fprintln(w, strings.TrimSuffix(what, ".")+" ...")
-	}
-	return <-done
 }

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"weave/plugin/attach"
 )
@@ -210,27 +208,5 @@ func TestParseRunRefuses(t *testing.T) {
 				t.Errorf("%q: the error does not say %q: %v", line, w, err)
 			}
 		}
-	}
-}
-
-func TestWhileSlow(t *testing.T) {
-	read, write := io.Pipe()
-	line := make([]byte, 100)
-	end := make(chan struct{})
-	done := make(chan error)
-	go func() {
-		done <- whileSlow(write, "Waiting for Docker", func() error { <-end; return io.EOF })
-	}()
-	n, err := read.Read(line)
-	if string(line[:n]) != "Waiting for Docker ...\n" || err != nil {
-		t.Errorf("it says %q, %v", line[:n], err)
-	}
-	close(end)
-	if err := <-done; !errors.Is(err, io.EOF) {
-		t.Errorf("got %v", err)
-	}
-	start := time.Now()
-	if err := whileSlow(nil, "", func() error { return nil }); err != nil || time.Since(start) >= slow {
-		t.Errorf("got %v", err)
 	}
 }

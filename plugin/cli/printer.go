@@ -8,6 +8,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"golang.org/x/term"
 )
 
 // printer writes text for a person and keeps the first error.
@@ -30,11 +32,7 @@ func wantsColor(w io.Writer) bool {
 // isTerminal tells whether a line can be taken back and have colours.
 func isTerminal(w any) bool {
 	f, ok := w.(*os.File)
-	if !ok || os.Getenv("TERM") == "dumb" {
-		return false
-	}
-	info, err := f.Stat()
-	return err == nil && info.Mode()&os.ModeCharDevice != 0
+	return ok && os.Getenv("TERM") != "dumb" && term.IsTerminal(int(f.Fd()))
 }
 
 // line writes one line. Arguments that others have chosen go through clean.

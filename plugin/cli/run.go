@@ -98,10 +98,10 @@ func (a *app) run(cmd *cobra.Command, r *runArgs) error {
 	if c.id, err = createContainer(cmd, docker.Host(), r.create); err != nil {
 		return err
 	}
-	err = whileSlow(cmd.ErrOrStderr(), "Waiting for Docker to connect the container", func() (err error) {
-		c.attached, err = docker.Attach(ctx, attach.Request{Container: c.id, Wants: wants, Holder: holder(status), Fresh: true})
-		return err
-	})
+	progress := newProgress(cmd.ErrOrStderr())
+	progress.step("Waiting for Docker to connect the container")
+	c.attached, err = docker.Attach(ctx, attach.Request{Container: c.id, Wants: wants, Holder: holder(status), Fresh: true})
+	progress.done()
 	if err == nil {
 		err = a.start(cmd, c, r)
 	}

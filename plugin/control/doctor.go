@@ -2,8 +2,6 @@ package control
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"net/http"
 )
 
@@ -33,19 +31,6 @@ type Check struct {
 // they see this one. It takes some seconds.
 func (c *Client) Doctor(ctx context.Context) ([]Check, error) {
 	var checks []Check
-	err := c.call(ctx, http.MethodPost, doctorPath, []byte("{}"), &checks)
+	err := c.call(ctx, http.MethodPost, doctorPath, nothing, &checks)
 	return checks, err
-}
-
-// doctor serves a request for checks.
-func doctor(d Daemon, w http.ResponseWriter, r *http.Request) {
-	var none struct{}
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&none); err != nil {
-		refuse(w, fmt.Errorf("malformed request: %w", err))
-		return
-	}
-	checks, err := d.Doctor(r.Context())
-	answer(w, withLists(checks), err)
 }

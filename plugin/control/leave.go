@@ -2,8 +2,6 @@ package control
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"net/http"
 )
 
@@ -21,19 +19,6 @@ type Departure struct {
 // some minutes stays.
 func (c *Client) Leave(ctx context.Context) (Departure, error) {
 	var d Departure
-	err := c.call(ctx, http.MethodPost, leavePath, []byte("{}"), &d)
+	err := c.call(ctx, http.MethodPost, leavePath, nothing, &d)
 	return d, err
-}
-
-// leave serves a request to leave the cluster.
-func leave(d Daemon, w http.ResponseWriter, r *http.Request) {
-	var none struct{}
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&none); err != nil {
-		refuse(w, fmt.Errorf("malformed request: %w", err))
-		return
-	}
-	departure, err := d.Leave(r.Context())
-	answer(w, withLists(departure), err)
 }

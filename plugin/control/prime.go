@@ -19,6 +19,6 @@ type Primed struct {
 // seconds at most: who wants to wait longer asks again.
 func (c *Client) Prime(ctx context.Context) (Primed, error) {
 	var p Primed
-	err := c.call(ctx, http.MethodPost, primePath, nil, &p)
+	err := c.call(ctx, http.MethodPost, primePath, nothing, &p)
 	return p, err
 }

@@ -76,19 +76,31 @@ func NewServer(d Daemon, log *logrus.Entry) *http.Server {
 		}
 	})
 	mux.HandleFunc("POST "+rmpeerPath, func(w http.ResponseWriter, r *http.Request) { removePeer(d, w, r) })
-	mux.HandleFunc("POST "+leavePath, func(w http.ResponseWriter, r *http.Request) { leave(d, w, r) })
+	mux.HandleFunc("POST "+leavePath, plain(d.Leave))
 	mux.HandleFunc("POST "+exposePath, func(w http.ResponseWriter, r *http.Request) { expose(d, w, r) })
 	mux.HandleFunc("POST "+hidePath, func(w http.ResponseWriter, r *http.Request) { hide(d, w, r) })
-	mux.HandleFunc("POST "+primePath, func(w http.ResponseWriter, r *http.Request) {
-		primed, err := d.Prime(r.Context())
-		answer(w, primed, err)
-	})
-	mux.HandleFunc("POST "+doctorPath, func(w http.ResponseWriter, r *http.Request) { doctor(d, w, r) })
+	mux.HandleFunc("POST "+primePath, plain(d.Prime))
+	mux.HandleFunc("POST "+doctorPath, plain(d.Doctor))
 	mux.Handle("GET "+metricsPath, newMetrics(d))
 	return &http.Server{
 		Handler:           http.TimeoutHandler(mux, serveTimeout, `{"error":"the plugin did not answer in time"}`),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       10 * time.Second,
+	}
+}
+
+// nothing is the body of a request that has nothing to say.
+var nothing = []byte("{}")
+
+// plain serves such a request.
+func plain[T any](do func(context.Context) (T, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if err := readStrictly(w, r, &struct{}{}); err != nil {
+			refuse(w, err)
+			return
+		}
+		result, err := do(r.Context())
+		answer(w, withLists(result), err)
 	}
 }
 

@@ -95,6 +95,12 @@ func (p Pool) Reserves(a netip.Addr) bool {
 	return false
 }
 
+// IsWeave tells whether a driver, of networks or of addresses, is weave, by any of
+// the names that users have for it.
+func IsWeave(driver string) bool {
+	return driver == "weave" || driver == "weavenet" || driver == "weavenet:latest"
+}
+
 // Endpoint is a container's attachment to a network.
 type Endpoint struct {
 	ID            string

@@ -12,10 +12,6 @@ import (
 	"weave/plugin/engine"
 )
 
-// drivers are the names by which networks have the plugin as their driver, or
-// for their addresses.
-var drivers = []string{"weave", Name, Name + ":latest"}
-
 // Network is one of the engine's that needs the plugin.
 type Network struct {
 	ID, Name   string
@@ -30,7 +26,7 @@ func (p *Plugin) Networks(ctx context.Context) ([]Network, error) {
 	}
 	var all []Network
 	for _, n := range listed {
-		if !slices.Contains(drivers, n.Driver) && !slices.Contains(drivers, n.IPAM.Driver) {
+		if !engine.IsWeave(n.Driver) && !engine.IsWeave(n.IPAM.Driver) {
 			continue
 		}
 		full, err := p.networks.NetworkByID(ctx, n.ID)
