@@ -131,11 +131,13 @@ func TestLossIsNotThatOfAnOutage(t *testing.T) {
 	a.wire.setCut(b.addr, true)
 	p := func() *peer { a.mu.Lock(); defer a.mu.Unlock(); return a.peers[b.self] }()
 	await(t, "the path to be given up", func() bool { return !p.up.Load() })
+	lost := p.pings.loss(a.since(time.Now().Add(time.Minute)), 0).lost // by which it was noticed
 	sent := p.txDatagrams.Load()
-	await(t, "some more pings", func() bool { return p.txDatagrams.Load() > sent+5 })
+	await(t, "many more pings", func() bool { return p.txDatagrams.Load() > sent+20 })
 	a.wire.setCut(b.addr, false)
-	if s := a.lossOf(b, 5); s.LostPings > 1 { // a busy machine may lose one
-		t.Errorf("%d of %d lost", s.LostPings, s.Pings)
+	await(t, "the path to be taken again", p.up.Load)
+	if s := a.lossOf(b, lost+5); s.LostPings > lost {
+		t.Errorf("%d of %d lost, %d of them before the outage was noticed", s.LostPings, s.Pings, lost)
 	}
 }
 
