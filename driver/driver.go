@@ -130,7 +130,10 @@ type Config struct {
 	// Lost is told, without a lock held, what was exposed on a network that Docker
 	// removed. It is optional.
 	Lost func(network string, e Exposure)
-	Log  *logrus.Entry
+	// Changed is called after networks or endpoints have changed. It is optional,
+	// must not block, and may be called under a lock of an endpoint or network.
+	Changed func()
+	Log     *logrus.Entry
 }
 
 // Driver serves Docker's network driver calls. It is safe for concurrent use.
@@ -141,6 +144,7 @@ type Driver struct {
 	networkName func(id string) string
 	self        string
 	lost        func(network string, e Exposure)
+	changed     func()
 	log         *logrus.Entry
 
 	firewall sync.Mutex // held from looking for networks to having that applied
@@ -185,6 +189,7 @@ func New(cfg Config) (*Driver, error) {
 		networkName: cfg.NetworkName,
 		self:        cfg.Self,
 		lost:        cfg.Lost,
+		changed:     cfg.Changed,
 		log:         cfg.Log,
 		networks:    make(map[string]*network),
 		endpoints:   make(map[string]*endpoint),
@@ -192,6 +197,9 @@ func New(cfg Config) (*Driver, error) {
 	}
 	if d.lost == nil {
 		d.lost = func(string, Exposure) {}
+	}
+	if d.changed == nil {
+		d.changed = func() {}
 	}
 	if d.networkName == nil {
 		d.networkName = func(string) string { return "" }
@@ -214,6 +222,7 @@ type NetworkStatus struct {
 	MTU      int
 	Internal bool
 	Up       bool // ready for endpoints
+	DNS      DNS
 }
 
 // EndpointStatus is an endpoint as others may see it.
@@ -239,7 +248,7 @@ func (d *Driver) Networks() []NetworkStatus {
 		r := d.networks[id].rec
 		all = append(all, NetworkStatus{
 			ID: id, Name: d.networkName(id), Segment: r.Segment, Subnets: slices.Clone(r.Subnets), Bridge: r.Bridge,
-			Port: r.port, MTU: r.MTU, Internal: r.Internal, Up: r.port != "",
+			Port: r.port, MTU: r.MTU, Internal: r.Internal, Up: r.port != "", DNS: r.DNS,
 		})
 	}
 	return all

@@ -254,6 +254,7 @@ func (d *Driver) forgetEndpoint(e *endpoint) {
 	d.mu.Lock()
 	delete(d.endpoints, e.rec.ID)
 	d.mu.Unlock()
+	d.changed()
 }
 
 // EndpointInfo returns what `docker network inspect` may show.
@@ -328,6 +329,7 @@ func (d *Driver) setRecord(e *endpoint, rec endpointRecord) {
 	d.mu.Lock()
 	e.rec = rec
 	d.mu.Unlock()
+	d.changed()
 }
 
 // announcement is what others learn of an endpoint. Its network is in the map.

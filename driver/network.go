@@ -185,6 +185,7 @@ func (d *Driver) forgetNetwork(n *network) {
 	d.mu.Lock()
 	delete(d.networks, n.rec.ID)
 	d.mu.Unlock()
+	d.changed()
 	if _, err := d.EnsureFirewall(); err != nil { // the rules are only too many
 		d.log.WithError(err).WithField("network", n.rec.ID).Warn("firewall not updated")
 	}

@@ -22,6 +22,17 @@ const (
 	dockerMTUKey  = "com.docker.network.driver.mtu"
 	segmentKey    = "weave.segment"
 	mtuKey        = "weave.mtu"
+	dnsKey        = "weave.dns"
+)
+
+// DNS says how the containers of a network find others by name.
+type DNS string
+
+// The values of DNS.
+const (
+	DNSOn         DNS = ""            // on all hosts
+	DNSLocalFirst DNS = "local-first" // as before, of several addresses those on the same host first
+	DNSOff        DNS = "off"         // on the same host only, by Docker itself
 )
 
 // Limits of an MTU. Below minIPv6MTU a link carries no IPv6.
@@ -125,8 +136,16 @@ func (r *networkRecord) parseOption(key string, generic map[string]any) error {
 			return fmt.Errorf("options %s and %s differ: give one of them", mtuKey, dockerMTUKey)
 		}
 		r.WantMTU = mtu
+	case dnsKey:
+		switch dns := DNS(value); dns {
+		case DNSLocalFirst, DNSOff:
+			r.DNS = dns
+		case "on":
+		default:
+			return fmt.Errorf("option %s=%.80q: want on, %s or %s", key, value, DNSLocalFirst, DNSOff)
+		}
 	default:
-		known := []string{segmentKey, mtuKey, dockerMTUKey}
+		known := []string{segmentKey, mtuKey, dnsKey, dockerMTUKey}
 		return fmt.Errorf("unknown option %.80q: weave knows %s", key, strings.Join(known, ", "))
 	}
 	return nil

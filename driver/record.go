@@ -25,13 +25,14 @@ type networkRecord struct {
 	WantMTU  int            `json:"want_mtu,omitempty"` // asked for by an option; 0: not
 	MTU      int            `json:"mtu"`                // of the segment
 	Internal bool           `json:"internal,omitempty"`
+	DNS      DNS            `json:"dns,omitempty"`
 
 	port string // link towards the mesh, known once joined since the start
 }
 
 // sameRequest tells whether two records answer the same call.
 func (r *networkRecord) sameRequest(o *networkRecord) bool {
-	return r.Segment == o.Segment && r.WantMTU == o.WantMTU && r.Internal == o.Internal &&
+	return r.Segment == o.Segment && r.WantMTU == o.WantMTU && r.Internal == o.Internal && r.DNS == o.DNS &&
 		slices.Equal(r.Subnets, o.Subnets)
 }
 

@@ -118,6 +118,7 @@ func (d *Driver) setAnnounced(e *endpoint, announced bool) {
 	d.mu.Lock()
 	e.announced = announced
 	d.mu.Unlock()
+	d.changed()
 }
 
 // Leave takes an endpoint out of its sandbox. When it fails, it can be

@@ -74,6 +74,9 @@ type Config struct {
 	Replicas map[string]Replica
 	// Answer serves what a peer asks by Ask. It is called from many goroutines.
 	Answer func(ctx context.Context, from id.PeerID, request []byte) ([]byte, error)
+	// Changed is called after notes or endpoints of any host have changed, or who
+	// is alive. It is optional, must not block, and is called from many goroutines.
+	Changed func()
 
 	tune tuning
 }
@@ -356,6 +359,7 @@ func (m membership) Up(x gossip.Member) {
 	m.n.log.WithFields(logrus.Fields{"peer": x.ID.Short(), "nickname": x.Nickname}).Info("peer joined")
 	m.remember(x)
 	m.n.routes.change()
+	m.n.tell(kindEndpoint)
 }
 
 // Update implements gossip.Events.
@@ -368,6 +372,7 @@ func (m membership) Down(x gossip.Member) {
 		link.Watch() // perhaps only the way there is gone, and another is to be found
 	}
 	m.n.routes.change()
+	m.n.tell(kindEndpoint)
 }
 
 func (m membership) remember(x gossip.Member) {

@@ -2,6 +2,8 @@ package mesh
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"weave/mesh/gossip"
@@ -23,6 +25,7 @@ func (n *Node) set(kind, key string, value []byte) error {
 	}
 	n.mu.Unlock()
 	n.gossip.Broadcast(replicaRecords, delta)
+	n.tell(kind)
 	return err
 }
 
@@ -36,6 +39,17 @@ func (n *Node) remove(kind, key string) {
 	}
 	n.mu.Unlock()
 	n.gossip.Broadcast(replicaRecords, delta)
+	n.tell(kind)
+}
+
+// tell calls Config.Changed if records of a kind are what it is for.
+func (n *Node) tell(kinds ...string) {
+	isOf := func(kind string) bool {
+		return kind == kindEndpoint || kind == kindGone || strings.HasPrefix(kind, kindNote)
+	}
+	if n.cfg.Changed != nil && slices.ContainsFunc(kinds, isOf) {
+		n.cfg.Changed()
+	}
 }
 
 // ErrGap is returned by a Replica that lacks what comes before a delta.
@@ -79,12 +93,15 @@ func (r recordsReplica) Merge(_ id.PeerID, delta []byte) error {
 	n.mu.Lock()
 	result, err := n.records.Merge(delta, time.Now())
 	var bad []error
+	var kinds []string
 	for _, c := range result.Changes {
+		kinds = append(kinds, c.Kind)
 		if err := n.apply(c); err != nil {
 			bad = append(bad, fmt.Errorf("%s %.64q of peer %s: %w", c.Kind, c.Key, c.Owner.Short(), err))
 		}
 	}
 	n.mu.Unlock()
+	n.tell(kinds...)
 	if len(bad) > 0 {
 		n.log.WithField("count", len(bad)).WithError(bad[0]).Warn("peers published what makes no sense")
 	}

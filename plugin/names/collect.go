@@ -1,0 +1,273 @@
+package names
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"weave/driver"
+	"weave/plugin/engine"
+)
+
+const (
+	// relistEvery is how often the Engine is asked for all containers, in case that
+	// an event got lost.
+	relistEvery = time.Minute
+	// What fails is tried again after retryFirst, later twice as long each time, up
+	// to retryLast.
+	retryFirst = 100 * time.Millisecond
+	retryLast  = 10 * time.Second
+	// patience is how long dockerd may be away before somebody is told: it restarts.
+	patience = 2 * time.Second
+	// maxAsking is how many containers the Engine is asked about at once: it does
+	// not answer for one that starts until it has.
+	maxAsking = 8
+	// maxEvents is how many events may wait. Of more, all containers are listed.
+	maxEvents = 256
+	// shortID is how much of an ID Docker shows, and resolves.
+	shortID = 12
+)
+
+// collector asks the Engine what this host's containers are called. Its fields
+// belong to run.
+type collector struct {
+	*Names
+	events  chan string       // IDs of containers that have changed
+	relist  chan struct{}     // buffered: all are to be listed
+	answers chan answer       // of the Engine
+	asking  map[string]bool   // containers; whether they changed again meanwhile
+	todo    []string          // containers that wait to be asked about
+	names   map[string]naming // by container
+}
+
+// naming is the names of a container's endpoints, as notes.
+type naming map[string][]byte
+
+// answer is what the Engine tells of a container.
+type answer struct {
+	id   string
+	what engine.Container
+	err  error
+}
+
+// collect publishes the names of this host's containers until ctx ends.
+func (n *Names) collect(ctx context.Context) {
+	c := &collector{
+		Names: n, events: make(chan string, maxEvents), relist: make(chan struct{}, 1), answers: make(chan answer, maxAsking),
+		asking: map[string]bool{}, names: map[string]naming{},
+	}
+	following := make(chan struct{})
+	go func() {
+		defer close(following)
+		c.follow(ctx)
+	}()
+	c.run(ctx)
+	<-following
+	for len(c.asking) > 0 {
+		delete(c.asking, (<-c.answers).id)
+	}
+}
+
+// follow hands on the Engine's events. Whenever it begins to listen, all is listed
+// anew: it cannot know what it missed.
+func (c *collector) follow(ctx context.Context) {
+	wait := retryFirst
+	for ctx.Err() == nil {
+		err := c.cfg.Engine.Events(ctx, func() {
+			wait = retryFirst
+			c.cfg.Trouble(nil)
+			c.askForAll()
+		}, func(container string) {
+			select {
+			case c.events <- container:
+			default:
+				c.askForAll()
+			}
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if wait >= patience {
+			c.cfg.Trouble(err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+		wait = min(2*wait, retryLast)
+	}
+}
+
+func (c *collector) askForAll() {
+	select {
+	case c.relist <- struct{}{}:
+	default: // it is due already
+	}
+}
+
+func (c *collector) run(ctx context.Context) {
+	again := time.NewTimer(relistEvery)
+	defer again.Stop()
+	wait := retryFirst
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case id := <-c.events:
+			c.want(id)
+		case a := <-c.answers:
+			c.take(a, func() { again.Reset(retryLast) })
+		case <-again.C:
+			c.askForAll()
+		case <-c.relist:
+			next := relistEvery
+			if err := c.list(ctx); err != nil {
+				c.cfg.Log.WithError(err).Debug("containers not listed")
+				next, wait = wait, min(2*wait, retryLast)
+			} else {
+				wait = retryFirst
+			}
+			again.Reset(next)
+		}
+		c.ask(ctx)
+	}
+}
+
+// list wants to know of all containers on our networks, and forgets the others.
+func (c *collector) list(ctx context.Context) error {
+	all, err := c.cfg.Engine.Containers(ctx)
+	if err != nil {
+		return err
+	}
+	ours := c.networks()
+	here := map[string]bool{}
+	for _, x := range all {
+		if slices.ContainsFunc(x.Attachments, func(a engine.Attachment) bool { return ours[a.Network] }) {
+			here[x.ID] = true
+			c.want(x.ID)
+		}
+	}
+	for id := range c.names {
+		if !here[id] {
+			delete(c.names, id)
+		}
+	}
+	if len(here) == 0 {
+		c.publish()
+	}
+	return nil
+}
+
+// networks are those of ours whose containers are to be found.
+func (c *collector) networks() map[string]bool {
+	ours := map[string]bool{}
+	for _, x := range c.cfg.Driver.Networks() {
+		if x.DNS != driver.DNSOff {
+			ours[x.ID] = true
+		}
+	}
+	return ours
+}
+
+func (c *collector) want(id string) {
+	if _, busy := c.asking[id]; busy {
+		c.asking[id] = true
+	} else if !slices.Contains(c.todo, id) {
+		c.todo = append(c.todo, id)
+	}
+}
+
+// ask asks about the next containers. Each question ends within the time that the
+// Engine's client gives it, and with ctx.
+func (c *collector) ask(ctx context.Context) {
+	for len(c.todo) > 0 && len(c.asking) < maxAsking {
+		id := c.todo[0]
+		c.todo = c.todo[1:]
+		c.asking[id] = false
+		go func() {
+			what, err := c.cfg.Engine.Container(ctx, id)
+			c.answers <- answer{id, what, err} // it has room for all who ask
+		}()
+	}
+}
+
+// take takes in what the Engine told. What it did not tell is asked again when all is
+// listed the next time, soon.
+func (c *collector) take(a answer, soon func()) {
+	changed := c.asking[a.id]
+	delete(c.asking, a.id)
+	switch {
+	case changed:
+		c.want(a.id)
+	case errors.Is(a.err, engine.ErrNoContainer):
+		delete(c.names, a.id)
+	case a.err != nil:
+		c.cfg.Log.WithField("container", a.id).WithError(a.err).Debug("container's names not learned")
+		soon()
+		return
+	default:
+		if c.names[a.id] = c.namingOf(a.what); len(c.names[a.id]) == 0 {
+			delete(c.names, a.id)
+		}
+	}
+	c.publish()
+}
+
+// namingOf returns what a container is called on each of our networks.
+func (c *collector) namingOf(x engine.Container) naming {
+	ours, out := c.networks(), naming{}
+	for _, a := range x.Attachments {
+		all := []string{x.Name}
+		all = append(all, a.Aliases...)
+		all = append(all, x.Hostname)
+		if x.Domainname != "" {
+			all = append(all, x.Hostname+"."+x.Domainname)
+		}
+		all = append(all, x.ID[:min(len(x.ID), shortID)])
+		if value := encodeNames(canonicalAll(all, c.cfg.Domain)); value != nil && ours[a.Network] {
+			out[a.Endpoint] = value
+		}
+	}
+	return out
+}
+
+// publish tells what has changed, and keeps it on disk: after the next start it is
+// told before the Engine was asked. While not all containers are known, those of the
+// run before keep their names.
+func (c *collector) publish() {
+	changes := map[string][]byte{}
+	want := map[string][]byte{}
+	for _, of := range c.names {
+		for endpoint, value := range of {
+			want[endpoint] = value
+			if !bytes.Equal(c.told[endpoint], value) {
+				changes[endpoint] = value
+			}
+		}
+	}
+	if len(c.todo)+len(c.asking) == 0 {
+		for endpoint := range c.told {
+			if want[endpoint] == nil {
+				changes[endpoint] = nil
+			}
+		}
+	}
+	for endpoint, value := range changes {
+		if err := c.cfg.Mesh.Publish(topicNames, endpoint, value); err != nil {
+			c.cfg.Log.WithField("endpoint", endpoint).WithError(err).Warn("container's names are not told")
+			delete(changes, endpoint)
+			continue
+		}
+		if c.told[endpoint] = value; value == nil {
+			delete(c.told, endpoint)
+		}
+	}
+	if len(changes) == 0 {
+		return
+	}
+	if err := c.cfg.Store.Apply(bucket, changes); err != nil {
+		c.cfg.Log.WithError(err).Warn("names of containers are not on disk: after a restart they are found later")
+	}
+}

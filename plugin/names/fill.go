@@ -1,0 +1,160 @@
+package names
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"weave/mesh"
+	"weave/mesh/id"
+	"weave/plugin/dns"
+)
+
+// The table is filled again no sooner than this after it was filled, or ten times as
+// long as that took: many containers may start at once.
+const (
+	fillEvery = 50 * time.Millisecond
+	fillShare = 10
+	// lookEvery is how often it is filled in any case.
+	lookEvery = 10 * time.Second
+)
+
+// madeBy begins the source of what was made by hand; a host's peer ID follows.
+const madeBy = "made:"
+
+// keepFull keeps the table as the notes are until ctx ends.
+func (n *Names) keepFull(ctx context.Context) {
+	for {
+		begun := time.Now()
+		n.fill()
+		pause := time.NewTimer(max(fillEvery, fillShare*time.Since(begun)))
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return
+		case <-pause.C:
+		}
+		look := time.NewTimer(lookEvery)
+		select {
+		case <-ctx.Done():
+		case <-n.changed:
+		case <-look.C:
+		}
+		look.Stop()
+		if ctx.Err() != nil {
+			return
+		}
+	}
+}
+
+// fill puts what is not yet so into the table.
+func (n *Names) fill() {
+	want := map[string][]dns.Record{}
+	for _, x := range n.ofContainers() {
+		source := x.Peer.String()
+		want[source] = append(want[source], x.Record)
+	}
+	for _, x := range n.ofHands() {
+		source := madeBy + x.Peer.String()
+		want[source] = append(want[source], x.Record)
+	}
+	for source, records := range want {
+		if !slices.Equal(records, n.full[source]) {
+			n.cfg.Table.Set(source, records)
+			n.full[source] = records
+		}
+	}
+	for source := range n.full {
+		if want[source] == nil {
+			n.cfg.Table.Set(source, nil)
+			delete(n.full, source)
+		}
+	}
+}
+
+// ofContainers lists the names of containers, in the order of endpoints, the one that
+// a container is called by first. A name counts if its host is alive, and announces
+// the endpoint.
+func (n *Names) ofContainers() (out []Name) {
+	type place struct {
+		owner    id.PeerID
+		endpoint string
+	}
+	endpoints := map[place]mesh.OwnedEndpoint{}
+	for _, e := range n.cfg.Mesh.Endpoints() {
+		if !e.OfHost {
+			endpoints[place{e.Owner, e.ID}] = e
+		}
+	}
+	alive := map[id.PeerID]bool{n.cfg.Self: true}
+	for _, p := range n.cfg.Mesh.Alive() {
+		alive[p] = true
+	}
+	for _, note := range n.cfg.Mesh.Notes(topicNames) {
+		e, announced := endpoints[place{note.Owner, note.Key}]
+		if !announced || !alive[note.Owner] {
+			continue
+		}
+		all, err := decodeNames(note.Key, note.Value)
+		if err != nil {
+			n.complain(note, err)
+			continue
+		}
+		x := Name{Container: e.Container, Host: n.cfg.Mesh.Nickname(e.Owner), Peer: e.Owner}
+		for _, name := range all {
+			for _, a := range e.Addrs {
+				x.Record = dns.Record{Segment: e.Segment, Name: name, Addr: a, Local: e.Owner == n.cfg.Self}
+				out = append(out, x)
+			}
+		}
+	}
+	return out
+}
+
+// ofHands lists the names that were made by hand, also those of hosts that are down:
+// what they name may be elsewhere.
+func (n *Names) ofHands() (out []Name) {
+	for _, note := range n.cfg.Mesh.Notes(topicMade) {
+		m, err := decodeMade(note.Key, note.Value)
+		if err != nil {
+			n.complain(note, err)
+			continue
+		}
+		x := Name{Host: n.cfg.Mesh.Nickname(note.Owner), Peer: note.Owner, Made: true}
+		for _, a := range m.Addrs {
+			x.Record = dns.Record{Segment: m.Segment, Name: m.Name, Addr: a}
+			out = append(out, x)
+		}
+	}
+	return out
+}
+
+func (n *Names) complain(note mesh.Note, err error) {
+	n.cfg.Log.WithField("peer", note.Owner.Short()).WithError(err).Debug("a peer tells of a name that makes no sense")
+}
+
+func compareNames(a, b Name) int {
+	return cmp.Or(
+		strings.Compare(a.Name, b.Name), strings.Compare(a.Segment, b.Segment), a.Addr.Compare(b.Addr),
+		strings.Compare(a.Host, b.Host), a.Peer.Compare(b.Peer),
+	)
+}
+
+// Lookup returns the addresses of a name, or the names of an address, that a scope may
+// see, as a container would be told. All of them if it is nil.
+func (n *Names) Lookup(what string, segments []string) (out []Name) {
+	seen := func(x Name) bool {
+		return segments == nil || x.Segment == "" || slices.Contains(segments, x.Segment)
+	}
+	addr, err := netip.ParseAddr(what)
+	name, _ := Canonical(what, n.cfg.Domain)
+	for _, x := range n.List() {
+		if seen(x) && (err == nil && x.Addr == addr.Unmap() || err != nil && name != "" && x.Name == name) {
+			out = append(out, x)
+		}
+	}
+	return out
+}

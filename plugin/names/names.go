@@ -1,0 +1,166 @@
+// Package names knows who is called what on all hosts: it collects the names of
+// this host's containers from the Docker Engine, tells them to the other hosts by
+// notes of the mesh, and fills the table that questions are answered from with what
+// all hosts tell.
+//
+// A host tells names of an endpoint by its ID, and nothing else. Where the endpoint
+// is, and which addresses it has, is what that same host announces of it to the
+// mesh: so nobody can name an address that is not theirs, and a name is gone with
+// its container, or with its host. Names that somebody made by hand are told apart
+// from these.
+//
+// It answers no questions: that is package dns. It enters no sandbox.
+package names
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/sirupsen/logrus"
+
+	"weave/driver"
+	"weave/mesh"
+	"weave/mesh/id"
+	"weave/plugin/dns"
+	"weave/plugin/engine"
+)
+
+// Topics of our notes in the mesh, and the buckets that keep those of this host.
+const (
+	topicNames = "names" // key: endpoint ID; value: its names
+	topicMade  = "dns"   // key: see Made.key; value: addresses
+	bucket     = "names"
+	bucketMade = "dns"
+)
+
+// What the package needs of others.
+type (
+	// Mesh is how hosts tell each other.
+	Mesh interface {
+		Publish(topic, key string, value []byte) error
+		Notes(topic string) []mesh.Note
+		Endpoints() []mesh.OwnedEndpoint
+		Alive() []id.PeerID
+		Nickname(p id.PeerID) string
+	}
+	// Driver knows the networks and endpoints of this host.
+	Driver interface {
+		Networks() []driver.NetworkStatus
+		Endpoints() []driver.EndpointStatus
+	}
+	// Engine is the host's Docker Engine.
+	Engine interface {
+		Events(ctx context.Context, ready func(), changed func(container string)) error
+		Containers(ctx context.Context) ([]engine.Container, error)
+		Container(ctx context.Context, id string) (engine.Container, error)
+	}
+	// Store keeps what must outlive the process.
+	Store interface {
+		Load(bucket string) (map[string][]byte, error)
+		Apply(bucket string, changes map[string][]byte) error
+	}
+)
+
+// Config is what Names is made of.
+type Config struct {
+	Self   id.PeerID
+	Mesh   Mesh
+	Driver Driver
+	Engine Engine
+	Store  Store
+	Table  *dns.Table
+	Domain string // that names may have behind them, without dots around it
+	// Trouble is told why the Engine does not tell of containers; nil once it does.
+	Trouble func(error)
+	Log     *logrus.Entry
+}
+
+// Names knows who is called what. Its methods are safe for concurrent use.
+type Names struct {
+	cfg     Config
+	changed chan struct{} // buffered: fill is due
+
+	mu   sync.Mutex
+	made map[string][]byte // the notes of this host under topicMade, by key
+
+	told map[string][]byte       // the notes of this host under topicNames, by key; collect's
+	full map[string][]dns.Record // what the table has, by source; fill's
+}
+
+// New loads what the run before told, and tells it again: others would take the
+// names for gone otherwise.
+func New(cfg Config) (*Names, error) {
+	n := &Names{cfg: cfg, changed: make(chan struct{}, 1), full: map[string][]dns.Record{}}
+	var err error
+	if n.told, err = n.load(bucket, topicNames, func(key string, value []byte) error {
+		_, err := decodeNames(key, value)
+		return err
+	}); err != nil {
+		return nil, err
+	}
+	n.made, err = n.load(bucketMade, topicMade, func(key string, value []byte) error {
+		_, err := decodeMade(key, value)
+		return err
+	})
+	return n, err
+}
+
+// load reads notes of this host from the disk, and publishes them.
+func (n *Names) load(bucket, topic string, check func(key string, value []byte) error) (map[string][]byte, error) {
+	all, err := n.cfg.Store.Load(bucket)
+	if err != nil {
+		return nil, fmt.Errorf("load names: %w", err)
+	}
+	if all == nil {
+		all = map[string][]byte{}
+	}
+	for key, value := range all {
+		if err := check(key, value); err != nil {
+			return nil, fmt.Errorf("state bucket %q, key %q: %w", bucket, key, err)
+		}
+		if err := n.cfg.Mesh.Publish(topic, key, value); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// Changed says that notes, endpoints, networks or who is alive may have changed. It
+// does not block.
+func (n *Names) Changed() {
+	select {
+	case n.changed <- struct{}{}:
+	default: // it will be looked anyway
+	}
+}
+
+// Run collects and fills until ctx ends.
+func (n *Names) Run(ctx context.Context) error {
+	var both sync.WaitGroup
+	both.Go(func() { n.collect(ctx) })
+	both.Go(func() { n.keepFull(ctx) })
+	both.Wait()
+	return nil
+}
+
+// Name is a name that somebody has, for people.
+type Name struct {
+	dns.Record
+	Container string // of whose endpoint it is; empty if it was made by hand
+	Host      string // nickname of who tells it
+	Peer      id.PeerID
+	Made      bool // by hand
+}
+
+// List lists all names that count, in the order of names and addresses.
+func (n *Names) List() []Name {
+	all := slices.Concat(n.ofContainers(), n.ofHands())
+	slices.SortFunc(all, compareNames)
+	return all
+}
+
+// errNoNote says of a note that it makes no sense.
+var errNoNote = errors.New("malformed note")
