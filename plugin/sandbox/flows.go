@@ -20,9 +20,9 @@ const (
 // Docker's resolver in the namespace of the calling thread. Rules are asked for the
 // first datagram of a flow only, and programs that keep a socket to the resolver
 // (nginx, dnsmasq) keep the flow alive: for them no change of rules would come
-// into effect. A kernel that does not track flows by netlink forgets them once
-// they are idle. What ought to be forgotten is looked for message by message:
-// a container can have flows without end.
+// into effect. A question that is under way loses its answer, and is asked again. A
+// kernel that does not tell of flows by netlink forgets them once they are idle.
+// They are looked at one by one: a container can have flows without end.
 func forgetFlows() {
 	var tuples [][]byte
 	_ = trackingRequest(trackingGet, unix.NLM_F_DUMP).ExecuteIter(unix.NETLINK_NETFILTER, 0, func(flow []byte) bool {

@@ -211,8 +211,10 @@ func answer(t testing.TB, name string, udp net.PacketConn, tcp net.Listener, ups
 }
 
 // ask sends a question on a connection and returns the answer.
-func ask(c net.Conn, question string) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(soon))
+func ask(c net.Conn, question string) (string, error) { return askFor(soon, c, question) }
+
+func askFor(limit time.Duration, c net.Conn, question string) (string, error) {
+	_ = c.SetDeadline(time.Now().Add(limit))
 	if _, err := io.WriteString(c, question); err != nil {
 		return "", err
 	}
