@@ -173,7 +173,8 @@ func TestOneAfterTheOther(t *testing.T) {
 	r := newRoom(t)
 	v := newService()
 	v.ending = make(chan struct{})
-	k, _, stop := startKeeper(t, v)
+	k, _, _ := startKeeper(t, v)
+	t.Cleanup(func() { close(v.ending) })
 	k.Want([]string{r.path()})
 	v.serves(t, r.path())
 	k.Want(nil)
@@ -185,8 +186,6 @@ func TestOneAfterTheOther(t *testing.T) {
 	}
 	v.ending <- struct{}{}
 	eventually(t, "it is open again", func() bool { return v.beginnings(r.path()) == 2 })
-	close(v.ending)
-	stop()
 }
 
 // TestAppears: the namespace is waited for; first there is a file only. One that
