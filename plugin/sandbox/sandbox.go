@@ -96,10 +96,13 @@ func open(path string) (*Sandbox, error) {
 // enter does what has to be done inside the namespace. The sockets are there
 // before the rules that lead to them.
 func (s *Sandbox) enter() (err error) {
-	if err = raiseLoopback(); err != nil {
-		return err
+	s.udp, s.tcp, err = listen()
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err = raiseLoopback(); err == nil {
+			s.udp, s.tcp, err = listen()
+		}
 	}
-	if s.udp, s.tcp, err = listen(); err != nil {
+	if err != nil {
 		return err
 	}
 	if s.rules, err = install(s.port()); err != nil {
@@ -109,7 +112,8 @@ func (s *Sandbox) enter() (err error) {
 	return nil
 }
 
-// raiseLoopback sets lo up, with its addresses: Docker may not have come to that.
+// raiseLoopback sets lo up, by which it has its addresses: Docker may not have come
+// to that yet.
 func raiseLoopback() error {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
