@@ -3,6 +3,8 @@ package sandbox
 import (
 	"bytes"
 	"encoding/binary"
+	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -22,8 +24,13 @@ const (
 // (nginx, dnsmasq) keep the flow alive: for them no change of rules would come
 // into effect. A question that is under way loses its answer, and is asked again. A
 // kernel that does not tell of flows by netlink forgets them once they are idle.
-// They are looked at one by one: a container can have flows without end.
+// They are looked at one by one: a container can have flows without end. A fresh one
+// has none, and is spared the search, which goes through those of all containers.
 func forgetFlows() {
+	count, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+	if err == nil && strings.TrimSpace(string(count)) == "0" {
+		return
+	}
 	var tuples [][]byte
 	_ = trackingRequest(trackingGet, unix.NLM_F_DUMP).ExecuteIter(unix.NETLINK_NETFILTER, 0, func(flow []byte) bool {
 		tuple := find(flow[min(len(flow), nl.SizeofNfgenmsg):], nl.CTA_TUPLE_ORIG)

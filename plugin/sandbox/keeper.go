@@ -27,7 +27,7 @@ const (
 
 	// maxAtOnce bounds the threads for namespaces, where many are opened or closed
 	// at once.
-	maxAtOnce = 8
+	maxAtOnce = 16
 )
 
 var (
@@ -235,8 +235,8 @@ func watch(ctx context.Context, s *Sandbox, path string, ended <-chan error) (se
 	}
 }
 
-// closeSandbox takes the rules away first, then ends the service: what has come is
-// answered, or asked again of Docker.
+// closeSandbox takes the rules away first, so that no question comes to a service
+// that ends.
 func (k *Keeper) closeSandbox(s *Sandbox, path string, stop func()) {
 	k.slots <- struct{}{}
 	defer func() { <-k.slots }()

@@ -24,6 +24,7 @@ type service struct {
 	now    map[string]int // by paths
 	begun  map[string]int
 	failed chan struct{} // a value ends one call
+	ending chan struct{} // if not nil, a call that is to end waits for a value
 }
 
 func newService() *service {
@@ -47,6 +48,9 @@ func (v *service) serve(ctx context.Context, path string, s *Sandbox) error {
 	}()
 	select {
 	case <-ctx.Done():
+		if v.ending != nil {
+			<-v.ending
+		}
 		return nil
 	case <-v.failed:
 		return errFailed
@@ -131,7 +135,7 @@ func TestKeeper(t *testing.T) {
 	a.docker("iptables-nft")
 	b.docker("iptables-nft")
 	v := newService()
-	k, _, stop := startKeeper(t, v)
+	k, logged, stop := startKeeper(t, v)
 
 	k.Want([]string{a.path(), a.path()})
 	v.serves(t, a.path())
@@ -158,9 +162,30 @@ func TestKeeper(t *testing.T) {
 			t.Errorf("%d tables are left", tables)
 		}
 	}
-	if f := k.Failures(); len(f) > 0 {
-		t.Errorf("failures: %v", f)
+	if f := k.Failures(); len(f) > 0 || len(logged.AllEntries()) > 0 {
+		t.Errorf("failures: %v, logged: %v", f, logged.AllEntries())
 	}
+}
+
+// TestOneAfterTheOther: what is wanted again waits for its own end.
+func TestOneAfterTheOther(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	v := newService()
+	v.ending = make(chan struct{})
+	k, _, _ := startKeeper(t, v)
+	t.Cleanup(func() { close(v.ending) })
+	k.Want([]string{r.path()})
+	v.serves(t, r.path())
+	k.Want(nil)
+	eventually(t, "the rules are gone", func() bool { tables, _ := r.tables(); return tables == 0 })
+	k.Want([]string{r.path()})
+	time.Sleep(100 * time.Millisecond) // for what must not come
+	if n := v.beginnings(r.path()); n != 1 {
+		t.Errorf("begun %d times before the first has ended", n)
+	}
+	v.ending <- struct{}{}
+	eventually(t, "it is open again", func() bool { return v.beginnings(r.path()) == 2 })
 }
 
 // TestAppears: the namespace is waited for; first there is a file only. One that

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -145,6 +146,16 @@ func (r *room) tables() (tables, rules int) {
 	r.t.Helper()
 	text := r.run("nft list ruleset")
 	return strings.Count(text, "table ip "+tableName), strings.Count(text, `comment "weave: `)
+}
+
+// isEmpty waits until none of our threads is in the room.
+func (r *room) isEmpty() {
+	r.t.Helper()
+	eventually(r.t, "no thread is in the room", func() bool {
+		threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+		must(r.t, err)
+		return !slices.ContainsFunc(threads, r.id.at)
+	})
 }
 
 // docker stands for Docker in a room: a resolver, and its rules by an iptables.

@@ -17,7 +17,6 @@ import (
 	"sync"
 	"syscall"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,10 +30,7 @@ var Resolver = netip.MustParseAddrPort("127.0.0.11:53")
 // may set it as well gains Docker's answers, and nothing else.
 const Mark = 0x7776646e
 
-const (
-	loopback = 1  // the index of lo, in every namespace
-	maxPorts = 16 // tried, where others have the same ones for TCP
-)
+const maxPorts = 16 // tried, where others have the same ones for TCP
 
 var (
 	// ErrNotThere is returned by Open while a path leads to no network namespace.
@@ -109,14 +105,24 @@ func (s *Sandbox) enter() (err error) {
 	return nil
 }
 
-// raiseLoopback sets lo up, with its addresses: Docker may not have come to that.
+// raiseLoopback sets lo up, by which it has its addresses: Docker may not have come
+// to that yet. Where it has, nothing waits for the kernel's lock on all links of
+// all namespaces.
 func raiseLoopback() error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("open netlink socket: %w", err)
+		return err
 	}
-	defer h.Close()
-	if err := h.LinkSetUp(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: loopback}}); err != nil {
+	defer func() { _ = unix.Close(socket) }()
+	lo, err := unix.NewIfreq("lo")
+	if err == nil {
+		err = unix.IoctlIfreq(socket, unix.SIOCGIFFLAGS, lo)
+	}
+	if err == nil && lo.Uint16()&unix.IFF_UP == 0 {
+		lo.SetUint16(lo.Uint16() | unix.IFF_UP)
+		err = unix.IoctlIfreq(socket, unix.SIOCSIFFLAGS, lo)
+	}
+	if err != nil {
 		return fmt.Errorf("set lo up: %w", err)
 	}
 	return nil
