@@ -71,6 +71,7 @@ The same subnet on two hosts is the same network.`,
 	root.AddCommand(a.launchCommand(), a.stopCommand(), a.resetCommand(), a.logsCommand())
 	root.AddCommand(a.exposeCommand(), a.hideCommand())
 	root.AddCommand(a.attachCommand(), a.detachCommand(), a.runCommand(), a.psCommand(), a.primeCommand())
+	root.AddCommand(a.dnsAddCommand(), a.dnsRemoveCommand(), a.dnsLookupCommand())
 	root.AddCommand(a.doctorCommand(), a.reportCommand(), a.manCommand())
 	explainCompletion(root)
 	return root

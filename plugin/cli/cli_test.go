@@ -299,3 +299,17 @@ func TestUnits(t *testing.T) {
 		}
 	}
 }
+
+func (d fakeDaemon) AddName(_ context.Context, r control.NameRequest) error {
+	if r.Network == "none" {
+		return errors.New(`no weave network "none" on this host`)
+	}
+	return nil
+}
+
+func (d fakeDaemon) RemoveName(_ context.Context, r control.NameRequest) error {
+	if r.Name != "printer" || len(r.Addresses) > 0 {
+		return fmt.Errorf("name %s: no such name was added on this host", r.Name)
+	}
+	return nil
+}

@@ -62,6 +62,8 @@ through others).`
 			view{endpointsView, func(s control.Status) any { return s.Endpoints }, true}),
 		a.viewCommand("exposed", "List this host's own addresses on its networks, and what they are for",
 			view{exposedView, func(s control.Status) any { return s.Exposed }, true}),
+		a.viewCommand("dns", "List the names by which containers find others, and whose they are",
+			view{namesView, func(s control.Status) any { return s.DNS }, true}),
 		a.viewCommand("ipam", "List the address pools, and who owns how much of each",
 			view{ipamView, func(s control.Status) any { return s.IPAM }, true}),
 	)

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/sirupsen/logrus"
 )
@@ -31,6 +32,10 @@ const (
 	Nickname     = "WEAVE_NICKNAME"
 	IPAllocRange = "WEAVE_IPALLOC_RANGE"
 	MTU          = "WEAVE_MTU"
+	DNSDomain    = "WEAVE_DNS_DOMAIN"
+	DNSTTL       = "WEAVE_DNS_TTL"
+	DNSListen    = "WEAVE_DNS_LISTEN"
+	DNSSegments  = "WEAVE_DNS_SEGMENTS"
 	LogLevel     = "WEAVE_LOG_LEVEL"
 	State        = "WEAVE_STATE"
 	Run          = "WEAVE_RUN"
@@ -40,6 +45,9 @@ const (
 const (
 	DefaultPort     = 6783
 	DefaultLogLevel = logrus.InfoLevel
+
+	DefaultDNSDomain = "weave.local"
+	DefaultDNSTTL    = time.Second
 )
 
 // Discovery tells which hosts the plugin connects to by itself, beside those that
@@ -75,8 +83,14 @@ type Config struct {
 	IPAllocRange netip.Prefix // IPv4, in canonical form
 	MTU          int          // of the overlay's interfaces; 0 means what the underlay leaves
 	LogLevel     logrus.Level //
-	State        string       // absolute path of the state folder
-	Run          string       // absolute path of the host's /run
+
+	DNSDomain   string         // that containers' names may have behind them; lower case, no dots around it
+	DNSTTL      time.Duration  // of answers; whole seconds
+	DNSListen   netip.AddrPort // where names are answered to others than containers; zero: nowhere
+	DNSSegments []string       // that are seen there: subnets, and names given by weave.segment; none means all of this host
+
+	State string // absolute path of the state folder
+	Run   string // absolute path of the host's /run
 }
 
 // StateFile is the path of the durable state.
@@ -146,6 +160,10 @@ func FromEnv(lookup func(string) (string, bool)) (Config, []Problem) {
 	c.IPAllocRange = r.ipAllocRange()
 	c.MTU = r.mtu()
 	c.LogLevel = r.logLevel()
+	c.DNSDomain = r.dnsDomain()
+	c.DNSTTL = r.dnsTTL()
+	c.DNSListen = r.dnsListen()
+	c.DNSSegments = r.dnsSegments()
 	c.Password = r.password(c.State)
 	return c, r.problems
 }

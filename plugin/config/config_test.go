@@ -12,6 +12,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/sirupsen/logrus"
 )
@@ -28,7 +29,7 @@ func env(pairs ...string) func(string) (string, bool) {
 }
 
 func TestDefaults(t *testing.T) {
-	all := []string{Password, PasswordFile, Peers, Port, TCPPort, Proxy, Discover, Networks, Address, Nickname, IPAllocRange, MTU, LogLevel, State, Run}
+	all := []string{Password, PasswordFile, Peers, Port, TCPPort, Proxy, Discover, Networks, Address, Nickname, IPAllocRange, MTU, LogLevel, State, Run, DNSDomain, DNSTTL, DNSListen, DNSSegments}
 	var empty []string
 	for _, name := range all {
 		empty = append(empty, name, "")
@@ -42,6 +43,7 @@ func TestDefaults(t *testing.T) {
 		want := Config{
 			Port: 6783, Discover: DiscoverOn, Nickname: hostname, LogLevel: logrus.InfoLevel,
 			IPAllocRange: netip.MustParsePrefix("10.32.0.0/12"), State: c.State, Run: c.Run,
+			DNSDomain: "weave.local", DNSTTL: time.Second,
 		}
 		if !reflect.DeepEqual(c, want) {
 			t.Errorf("%s: got %+v, want %+v", name, c, want)
@@ -94,6 +96,7 @@ func TestGoodValues(t *testing.T) {
 		Password, " a secret with spaces ", Peers, "b, 192.0.2.7:7000\t[2001:db8::1]:6000,,2001:DB8::2 host-1.example.org:6784 b:06783 [fd00::3] fe80::4%eth0 [fe80::4%2]:5 ::ffff:192.0.2.8",
 		Port, " 6790 ", TCPPort, "443", Proxy, "http://me:secret@proxy:3128", Discover, " LAN", Networks, "Everywhere", Address, "::ffff:192.0.2.1", Nickname, "left", IPAllocRange, "172.30.0.0/16",
 		MTU, "1400", LogLevel, "DEBUG", State, "/srv/weave/", Run, "/srv/run",
+		DNSDomain, ".Shop.Example.", DNSTTL, "1m", DNSListen, "::ffff:192.0.2.9", DNSSegments, "10.32.0.0/16, left,10.32.0.0/16",
 	))
 	if len(problems) > 0 {
 		t.Fatal(problems)
@@ -105,6 +108,7 @@ func TestGoodValues(t *testing.T) {
 		Discover: DiscoverLAN, Everywhere: true, Address: netip.MustParseAddr("192.0.2.1"), Nickname: "left",
 		IPAllocRange: netip.MustParsePrefix("172.30.0.0/16"), MTU: 1400, LogLevel: logrus.DebugLevel,
 		State: "/srv/weave", Run: "/srv/run",
+		DNSDomain: "shop.example", DNSTTL: time.Minute, DNSListen: netip.MustParseAddrPort("192.0.2.9:53"), DNSSegments: []string{"10.32.0.0/16", "left"},
 	}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("got  %+v\nwant %+v", c, want)
@@ -139,6 +143,8 @@ func TestBadValues(t *testing.T) {
 		{IPAllocRange, "0.0.0.0/8"}, {IPAllocRange, "224.0.0.0/8"}, {IPAllocRange, "127.0.0.0/8"}, {IPAllocRange, "240.0.0.0/8"}, {IPAllocRange, "fd00::/64"}, {IPAllocRange, "0.0.0.0/0"},
 		{MTU, "575"}, {MTU, "9001"}, {MTU, "-5"}, {MTU, "1,400"},
 		{LogLevel, "loud"}, {LogLevel, "panic"}, {LogLevel, "trace"}, {LogLevel, "\x1b[31m"},
+		{DNSDomain, "a..b"}, {DNSDomain, "a b"}, {DNSDomain, strings.Repeat("a.", 40) + "b"}, {DNSTTL, "1"}, {DNSTTL, "-1s"}, {DNSTTL, "1.5s"}, {DNSTTL, "2h"},
+		{DNSListen, "0.0.0.0:53"}, {DNSListen, "host:53"}, {DNSListen, "192.0.2.7:0"}, {DNSSegments, "10.32.0.1/16"}, {DNSSegments, "left/right"},
 		{State, "var/lib/weave"}, {Run, "."},
 		{Peers, "a:0"}, {Peers, "a:b:c"}, {Peers, "[::1"}, {Peers, "http://a"}, {Peers, ":6783"}, {Peers, "a/b"}, {Peers, "0.0.0.0"},
 		{Peers, "fe80::1"}, {Peers, "[fe80::1]:6783"}, {Peers, "fd00::1%eth0"}, {Peers, "::ffff:192.0.2.1%eth0"}, {Peers, "[fe80::1%]:1"},

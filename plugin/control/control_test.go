@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -336,4 +338,41 @@ func serveHTTP(t *testing.T, status int, body string) *Client {
 		<-ended
 	})
 	return NewClient(path)
+}
+
+func (d *fakeDaemon) AddName(_ context.Context, r NameRequest) error { return d.takeName("add", r) }
+
+func (d *fakeDaemon) RemoveName(_ context.Context, r NameRequest) error {
+	return d.takeName("remove", r)
+}
+
+func (d *fakeDaemon) takeName(verb string, r NameRequest) error {
+	d.got = []string{verb, r.Name, r.Network, fmt.Sprint(r.Addresses)}
+	return d.err
+}
+
+// TestNames holds that what is asked of names arrives, and that what asks for nothing is
+// refused.
+func TestNames(t *testing.T) {
+	d := &fakeDaemon{}
+	c := serve(t, d)
+	addrs := []netip.Addr{netip.MustParseAddr("192.0.2.7")}
+	for _, x := range []struct {
+		do   func(context.Context, NameRequest) error
+		r    NameRequest
+		want []string // nil: refused
+	}{
+		{c.AddName, NameRequest{"db", addrs, "app"}, []string{"add", "db", "app", "[192.0.2.7]"}},
+		{c.RemoveName, NameRequest{"db", addrs, ""}, []string{"remove", "db", "", "[192.0.2.7]"}},
+		{c.RemoveName, NameRequest{Name: "db"}, []string{"remove", "db", "", "[]"}},
+		{c.AddName, NameRequest{Name: "db"}, nil},
+		{c.AddName, NameRequest{Addresses: addrs}, nil},
+		{c.RemoveName, NameRequest{}, nil},
+		{c.AddName, NameRequest{Name: "db", Addresses: make([]netip.Addr, maxAddresses+1)}, nil},
+	} {
+		d.got = nil
+		if err := x.do(context.Background(), x.r); (err == nil) != (x.want != nil) || !slices.Equal(d.got, x.want) {
+			t.Errorf("%+v: got %q, %v, want %q", x.r.Name, d.got, err, x.want)
+		}
+	}
 }

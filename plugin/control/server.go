@@ -42,6 +42,10 @@ type Daemon interface {
 	Hide(ctx context.Context, targets []Target) ([]Exposed, error)
 	// Prime gets addresses of the default subnet, or tells what it waits for.
 	Prime(ctx context.Context) (Primed, error)
+	// AddName adds addresses to a name, on disk; RemoveName takes them back, all of
+	// them if none are named.
+	AddName(ctx context.Context, r NameRequest) error
+	RemoveName(ctx context.Context, r NameRequest) error
 	// Doctor examines the plugin and its host, and asks the other hosts.
 	Doctor(ctx context.Context) ([]Check, error)
 }
@@ -80,6 +84,8 @@ func NewServer(d Daemon, log *logrus.Entry) *http.Server {
 	mux.HandleFunc("POST "+exposePath, func(w http.ResponseWriter, r *http.Request) { expose(d, w, r) })
 	mux.HandleFunc("POST "+hidePath, func(w http.ResponseWriter, r *http.Request) { hide(d, w, r) })
 	mux.HandleFunc("POST "+primePath, plain(d.Prime))
+	mux.HandleFunc("POST "+addNamePath, changeName(d.AddName, 1))
+	mux.HandleFunc("POST "+removeNamePath, changeName(d.RemoveName, 0))
 	mux.HandleFunc("POST "+doctorPath, plain(d.Doctor))
 	mux.Handle("GET "+metricsPath, newMetrics(d))
 	return &http.Server{

@@ -45,6 +45,7 @@ type Status struct {
 	Endpoints []Endpoint `json:"endpoints"`
 	Exposed   []Exposed  `json:"exposed"` // this host's own addresses on segments
 	IPAM      []Pool     `json:"ipam"`
+	DNS       *DNS       `json:"dns,omitempty"` // nil while the plugin does no work
 
 	// Dropped counts datagrams between hosts, and streams, that were dropped,
 	// by reason: a host that reaches the port can cause any of them.

@@ -15,6 +15,10 @@
 //	  departures  removes hosts that asked for it, once they are gone
 //	  reconcile   names of containers, and what Docker deleted unseen
 //	  routes      this host's routes, told to the others
+//	  names       who is called what, of all hosts
+//	  sandboxes   which ones of this host are to be answered in
+//	  keeper      sandbox.Keeper.Run: one goroutine and more for each of them
+//	  others      answers names on an address of this host, if one is set
 //	  everywhere  networks of other hosts, if they are to be on this one too
 package daemon
 
@@ -184,6 +188,9 @@ func (d *daemon) buildAndRun(ctx context.Context) error {
 		return nil //nolint:nilerr // ctx ended before the parts could be built
 	}
 	defer p.close()
+	if p.naming, err = d.newNaming(p); err != nil {
+		return err
+	}
 	d.parts.Store(p)
 	defer d.parts.Store(nil)
 	err = d.run(ctx, p)
@@ -220,6 +227,10 @@ func (d *daemon) run(ctx context.Context, p *parts) error {
 	g.Go(func() error { return p.departures.run(ctx) })
 	g.Go(func() error { return newReconciler(p, d.log).run(ctx) })
 	g.Go(func() error { return p.tellRoutes(ctx, d.cfg.IPAllocRange, d.log) })
+	g.Go(func() error { return p.naming.names.Run(ctx) })
+	g.Go(func() error { return p.naming.watch(ctx) })
+	g.Go(func() error { return p.naming.keeper.Run(ctx) })
+	g.Go(func() error { return d.answerOthers(ctx, p.naming) })
 	if keeper != nil {
 		g.Go(func() error { return keeper.Run(ctx) })
 	}

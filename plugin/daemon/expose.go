@@ -23,7 +23,7 @@ type exposing struct {
 	allocator leaser
 	driver    exposeKeeper
 	holder    func(segment string, addr netip.Addr) (driver.Holder, bool) // on another host
-	names     *names
+	names     *networkNames
 	log       *logrus.Entry
 
 	mu sync.Mutex // held over one change of what is exposed

@@ -57,7 +57,7 @@ func newExposing(t *testing.T) (*exposing, *fakeDriver, diskLeaser) {
 	}}
 	log, _ := test.NewNullLogger()
 	nobody := func(string, netip.Addr) (driver.Holder, bool) { return driver.Holder{}, false }
-	return &exposing{allocator: l.allocator, driver: d, holder: nobody, names: newNames(), log: logrus.NewEntry(log)}, d, l
+	return &exposing{allocator: l.allocator, driver: d, holder: nobody, names: newNetworkNames(), log: logrus.NewEntry(log)}, d, l
 }
 
 func target(addr string) control.Target {
@@ -219,7 +219,7 @@ func TestExposedLeaseIsKept(t *testing.T) {
 		ID: exposedNet, Name: "app", IPAM: engine.IPAM{Driver: ipamDriver, Pools: []engine.Pool{{Subnet: exposedPool}}},
 	}}}
 	log, _ := test.NewNullLogger()
-	r := &reconciler{engine: e, driver: d, allocator: leases, names: newNames(), log: logrus.NewEntry(log)}
+	r := &reconciler{engine: e, driver: d, allocator: leases, names: newNetworkNames(), log: logrus.NewEntry(log)}
 	for range 3 {
 		r.compareAll(t.Context())
 	}

@@ -31,15 +31,18 @@ type parts struct {
 	allocator  *ipam.Allocator
 	driver     *driver.Driver
 	engine     *engine.Client
-	names      *names
+	names      *networkNames
 	departures *departures
 	exposing   *exposing
 	examiner   *examiner
+	naming     *naming
 	identity   id.Identity
 	addresses  []netip.Addr // on the underlay, the first for VXLAN and the MTU
 
 	blocked atomic.Pointer[[]host.Blocked]    // what the firewall keeps us from
 	unlike  atomic.Pointer[map[string]string] // networks that are not the same everywhere, by name
+	joined  bell                              // this host's endpoints have changed
+	told    bell                              // other hosts' notes or endpoints, or this one's, have
 	removed chan struct{}                     // buffered: this host was removed from the cluster
 }
 
@@ -55,7 +58,7 @@ func (p *parts) close() {
 
 // build makes the parts, from the disk up. On an error nothing is left open.
 func build(version string, cfg config.Config, log *logrus.Entry) (*parts, error) {
-	p := &parts{kernel: host.New(), engine: engine.New(cfg.EngineSocket()), names: newNames(), removed: make(chan struct{}, 1)}
+	p := &parts{kernel: host.New(), engine: engine.New(cfg.EngineSocket()), names: newNetworkNames(), removed: make(chan struct{}, 1), joined: newBell(), told: newBell()}
 	if err := p.open(version, cfg, log); err != nil {
 		p.close()
 		return nil, err
@@ -95,6 +98,7 @@ func (p *parts) join(version string, cfg config.Config, log *logrus.Entry) (err 
 		Discovery: discovery(cfg.Discover),
 		Replicas:  map[string]mesh.Replica{replicaRings: rings{p.allocator}},
 		Answer:    p.answer,
+		Changed:   p.told.ring,
 	}
 	mtu, err := p.mtu(cfg.MTU, meshCfg.Overhead())
 	if err != nil {
@@ -113,7 +117,7 @@ func (p *parts) join(version string, cfg config.Config, log *logrus.Entry) (err 
 	p.exposing = &exposing{allocator: p.allocator, holder: f.Holder, names: p.names, log: log}
 	p.driver, err = driver.New(driver.Config{
 		Kernel: p.kernel, Fabric: f, Store: p.store,
-		NetworkName: p.names.network, Self: p.identity.ID.String(), Lost: p.exposing.lose, Log: log,
+		NetworkName: p.names.network, Self: p.identity.ID.String(), Lost: p.exposing.lose, Changed: p.joined.ring, Log: log,
 	})
 	p.exposing.driver = p.driver
 	return err

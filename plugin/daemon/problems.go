@@ -31,6 +31,7 @@ type findings struct {
 	waiting  []waiting
 	unlike   map[string]string       // networks that are not the same everywhere, by name
 	lost     map[netip.Prefix]string // exposed addresses that went with a network, by its name
+	deaf     map[string]error        // sandboxes in which names are not answered, by path
 	lan      string                  // why this host is not announced on the LAN, though it should be
 	tcpPort  error                   // why the further TCP port is not open, though it should be
 	status   *control.Status
@@ -72,6 +73,7 @@ func topics() []topic {
 		{"networks", "those that are to be the same on all hosts are", findings.differing},
 		{"exposed", "this host has the addresses that it was given", findings.lostAddresses},
 		{"addresses", "none is used twice", findings.clashes},
+		{"names", "containers are answered whom others are called", findings.names},
 		{"password", "one is set, and no host comes with another", findings.password},
 		{"discovery", "hosts that are to be found are found", findings.discovery},
 		{"peers", "all hosts answer", findings.peers},
@@ -265,6 +267,17 @@ func (f findings) lostAddresses(l *problems) {
 	for _, addr := range slices.SortedFunc(maps.Keys(f.lost), func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) }) {
 		l.add(control.Warning, fmt.Sprintf("expose it anew: weave expose %s; or leave it at that: weave hide %s", addr, addr),
 			"this host has no longer address %s: network %s was removed", addr, f.lost[addr])
+	}
+}
+
+// names tells in which containers names are not answered.
+func (f findings) names(l *problems) {
+	for _, path := range slices.Sorted(maps.Keys(f.deaf)) {
+		l.add(control.Warning, "see the plugin's log; it is tried again", "a container does not find those of other hosts by name: %v", f.deaf[path])
+		if rest := len(f.deaf) - 1; rest > 0 {
+			l.add(control.Warning, "see the plugin's log", "so it is with %d more", rest)
+		}
+		return
 	}
 }
 

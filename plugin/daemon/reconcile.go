@@ -28,29 +28,29 @@ const (
 // ipamDriver is what users call us; see also mayAskUs.
 const ipamDriver = "weave"
 
-// names are Docker's names of the networks, as last heard.
-type names struct {
+// networkNames are Docker's names of the networks, as last heard.
+type networkNames struct {
 	mu       sync.Mutex
 	networks map[string]string
 }
 
-func newNames() *names { return &names{networks: map[string]string{}} }
+func newNetworkNames() *networkNames { return &networkNames{networks: map[string]string{}} }
 
 // network returns the name of a network, or "".
-func (n *names) network(id string) string {
+func (n *networkNames) network(id string) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.networks[id]
 }
 
-func (n *names) set(id, name string) {
+func (n *networkNames) set(id, name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.networks[id] = name
 }
 
 // keep forgets all networks but some.
-func (n *names) keep(ids map[string]bool) {
+func (n *networkNames) keep(ids map[string]bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for id := range n.networks {
@@ -89,7 +89,7 @@ type reconciler struct {
 	engine    networkSource
 	driver    endpointKeeper
 	allocator leaseKeeper
-	names     *names
+	names     *networkNames
 	log       *logrus.Entry
 
 	tries map[string]int // of networks and endpoints without a name

@@ -62,7 +62,7 @@ func newWorld() *world {
 			refs:   map[string]int{pool1: 1},
 		},
 	}
-	w.reconciler = &reconciler{engine: w.engine, driver: w.driver, allocator: w.leases, names: newNames(), log: quiet()}
+	w.reconciler = &reconciler{engine: w.engine, driver: w.driver, allocator: w.leases, names: newNetworkNames(), log: quiet()}
 	return w
 }
 

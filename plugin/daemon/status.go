@@ -48,6 +48,7 @@ func (d *daemon) look() findings {
 		d.describe(&s, p)
 		f.failures = p.failures()
 		f.waiting = p.waiting()
+		f.deaf = p.naming.keeper.Failures()
 		f.tcpPort = p.node.TCPTrouble()
 		f.lost = p.exposing.lost()
 		if lan, ok := p.node.LAN(); ok {
@@ -101,6 +102,7 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 	s.Refusals = refusalStatus(p.node.Refusals(), settled, now)
 	s.Dropped = p.node.Dropped()
 	s.Relayed = p.node.Relayed().Bytes
+	s.DNS = p.naming.status()
 	s.Segments = p.segmentStatus(d.cfg.Nickname, endpoints)
 	s.Exposed = p.exposing.status()
 	s.Endpoints = p.endpointStatus(endpoints, s.Exposed)

@@ -20,7 +20,7 @@ const (
 	retryFirst = 100 * time.Millisecond
 	retryLast  = 10 * time.Second
 	// patience is how long dockerd may be away before somebody is told: it restarts.
-	patience = 2 * time.Second
+	patience = time.Minute
 	// maxAsking is how many containers the Engine is asked about at once: it does
 	// not answer for one that starts until it has.
 	maxAsking = 8
@@ -73,10 +73,10 @@ func (n *Names) collect(ctx context.Context) {
 // follow hands on the Engine's events. Whenever it begins to listen, all is listed
 // anew: it cannot know what it missed.
 func (c *collector) follow(ctx context.Context) {
-	wait := retryFirst
+	wait, since := retryFirst, time.Now()
 	for ctx.Err() == nil {
 		err := c.cfg.Engine.Events(ctx, func() {
-			wait = retryFirst
+			wait, since = retryFirst, time.Time{}
 			c.cfg.Trouble(nil)
 			c.askForAll()
 		}, func(container string) {
@@ -89,7 +89,10 @@ func (c *collector) follow(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if wait >= patience {
+		if since.IsZero() {
+			since = time.Now()
+		}
+		if time.Since(since) > patience {
 			c.cfg.Trouble(err)
 		}
 		select {

@@ -3,7 +3,6 @@ package names
 import (
 	"cmp"
 	"context"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -40,7 +39,7 @@ func (n *Names) keepFull(ctx context.Context) {
 		look := time.NewTimer(lookEvery)
 		select {
 		case <-ctx.Done():
-		case <-n.changed:
+		case <-n.cfg.Changed:
 		case <-look.C:
 		}
 		look.Stop()
@@ -141,20 +140,4 @@ func compareNames(a, b Name) int {
 		strings.Compare(a.Name, b.Name), strings.Compare(a.Segment, b.Segment), a.Addr.Compare(b.Addr),
 		strings.Compare(a.Host, b.Host), a.Peer.Compare(b.Peer),
 	)
-}
-
-// Lookup returns the addresses of a name, or the names of an address, that a scope may
-// see, as a container would be told. All of them if it is nil.
-func (n *Names) Lookup(what string, segments []string) (out []Name) {
-	seen := func(x Name) bool {
-		return segments == nil || x.Segment == "" || slices.Contains(segments, x.Segment)
-	}
-	addr, err := netip.ParseAddr(what)
-	name, _ := Canonical(what, n.cfg.Domain)
-	for _, x := range n.List() {
-		if seen(x) && (err == nil && x.Addr == addr.Unmap() || err != nil && name != "" && x.Name == name) {
-			out = append(out, x)
-		}
-	}
-	return out
 }

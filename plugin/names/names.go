@@ -46,11 +46,8 @@ type (
 		Alive() []id.PeerID
 		Nickname(p id.PeerID) string
 	}
-	// Driver knows the networks and endpoints of this host.
-	Driver interface {
-		Networks() []driver.NetworkStatus
-		Endpoints() []driver.EndpointStatus
-	}
+	// Driver knows the networks of this host.
+	Driver interface{ Networks() []driver.NetworkStatus }
 	// Engine is the host's Docker Engine.
 	Engine interface {
 		Events(ctx context.Context, ready func(), changed func(container string)) error
@@ -73,6 +70,9 @@ type Config struct {
 	Store  Store
 	Table  *dns.Table
 	Domain string // that names may have behind them, without dots around it
+	// Changed says that notes or endpoints of the mesh may have changed, or who is
+	// alive.
+	Changed <-chan struct{}
 	// Trouble is told why the Engine does not tell of containers; nil once it does.
 	Trouble func(error)
 	Log     *logrus.Entry
@@ -80,8 +80,7 @@ type Config struct {
 
 // Names knows who is called what. Its methods are safe for concurrent use.
 type Names struct {
-	cfg     Config
-	changed chan struct{} // buffered: fill is due
+	cfg Config
 
 	mu   sync.Mutex
 	made map[string][]byte // the notes of this host under topicMade, by key
@@ -93,7 +92,7 @@ type Names struct {
 // New loads what the run before told, and tells it again: others would take the
 // names for gone otherwise.
 func New(cfg Config) (*Names, error) {
-	n := &Names{cfg: cfg, changed: make(chan struct{}, 1), full: map[string][]dns.Record{}}
+	n := &Names{cfg: cfg, full: map[string][]dns.Record{}}
 	var err error
 	if n.told, err = n.load(bucket, topicNames, func(key string, value []byte) error {
 		_, err := decodeNames(key, value)
@@ -126,15 +125,6 @@ func (n *Names) load(bucket, topic string, check func(key string, value []byte) 
 		}
 	}
 	return all, nil
-}
-
-// Changed says that notes, endpoints, networks or who is alive may have changed. It
-// does not block.
-func (n *Names) Changed() {
-	select {
-	case n.changed <- struct{}{}:
-	default: // it will be looked anyway
-	}
 }
 
 // Run collects and fills until ctx ends.
