@@ -85,6 +85,25 @@ func told(m dnsmessage.Message) string {
 	return strings.Join(words, " ")
 }
 
+// listen listens by UDP and TCP on one port of loopback.
+func listen(t *testing.T) (*net.UDPConn, net.Listener) {
+	t.Helper()
+	for try := 0; ; try++ {
+		udp, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tcp, err := net.Listen("tcp", udp.LocalAddr().String())
+		if err == nil {
+			return udp, tcp
+		}
+		_ = udp.Close() // somebody has the port by TCP
+		if try == 100 {
+			t.Fatal(err)
+		}
+	}
+}
+
 // opened is a door on loopback.
 type opened struct {
 	t    *testing.T
@@ -96,13 +115,7 @@ type opened struct {
 func open(t *testing.T, s *Server, upstream string, scopes ...Scope) *opened {
 	t.Helper()
 	o := &opened{t: t}
-	var err error
-	if o.udp, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)}); err != nil {
-		t.Fatal(err)
-	}
-	if o.tcp, err = net.Listen("tcp", o.udp.LocalAddr().String()); err != nil {
-		t.Fatal(err)
-	}
+	o.udp, o.tcp = listen(t)
 	d := Door{UDP: o.udp, TCP: o.tcp, Scopes: func() []Scope { return scopes }}
 	if upstream != "" {
 		d.Upstream = func(ctx context.Context, network string) (net.Conn, error) {
