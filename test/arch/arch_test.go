@@ -39,6 +39,7 @@ var importRules = []struct {
 	{[]string{"plugin/attach"}, []string{"driver", "ipam", "mesh", "plugin/cli", "plugin/control", "plugin/daemon", "plugin/store"}, "it asks Docker, like any user's program, and is told the rest"},
 	{[]string{"plugin/dns"}, []string{"driver", "ipam", "mesh", "plugin"}, "what answers questions from containers knows the table of names, and nothing else"},
 	{[]string{"plugin/doctor"}, []string{"ipam", "mesh", "plugin/cli", "plugin/daemon", "plugin/store"}, "the doctor looks from outside, also when the plugin is down"},
+	{[]string{"plugin/sandbox"}, []string{"driver", "ipam", "mesh", "plugin"}, "whose namespace it is, and what is answered there, is not its matter"},
 	{[]string{"plugin/config"}, []string{"driver", "ipam", "mesh"}, "settings are words and numbers; what they mean is for the parts"},
 	{[]string{"plugin/control", "plugin/dockerapi", "plugin/store"}, []string{"plugin/daemon", "plugin/cli"}, "only the daemon and package main know all parts"},
 	{[]string{"plugin", "driver", "ipam", "mesh"}, []string{"test"}, "the product does not contain its tests"},

@@ -36,6 +36,7 @@ func verbs() map[string]verb {
 		"get":         {"URL", "print what a GET returns", get},
 		"echo":        {"tcp|udp ADDR", "send back what comes", echo},
 		"send":        {"tcp|udp ADDR", "send -text to an echo server and print the answer", send},
+		"lookup":      {"udp|tcp NAME", "ask the resolver for the addresses of a name, and print them", lookup},
 		"hold":        {"ADDR", "keep one TCP connection to an echo server busy until SIGTERM; fail if it breaks", hold},
 		"pulse":       {"ADDR", "ask a UDP echo server all the time, and print how long it was silent, until SIGTERM", pulse},
 		"listen":      {"ADDR", "print -count datagrams to ADDR, a multicast group on -i or :PORT", listen},
