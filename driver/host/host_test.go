@@ -110,7 +110,7 @@ func TestErrorsNameTheLink(t *testing.T) {
 
 func TestRoutes(t *testing.T) {
 	k := enterHost(t)
-	if _, err := k.DefaultAddrs(); !errors.Is(err, ErrNoDefaultRoute) {
+	if _, err := k.DefaultAddrs(); !errors.Is(err, ErrNoDefaultRoute) || strings.Count(err.Error(), ErrNoDefaultRoute.Error()) != 1 {
 		t.Errorf("DefaultAddrs: %v", err)
 	}
 	for _, cmd := range []string{

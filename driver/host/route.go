@@ -83,8 +83,9 @@ func (k *Kernel) DefaultAddrs() ([]netip.Addr, error) {
 			addr, err := sourceAddr(h, routes, family)
 			if err == nil {
 				addrs = append(addrs, addr)
+			} else if !errors.Is(err, ErrNoDefaultRoute) || len(errs) == 0 { // said once is enough
+				errs = append(errs, err)
 			}
-			errs = append(errs, err)
 		}
 		if len(addrs) > 0 {
 			return nil

@@ -11,9 +11,11 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"weave/mesh/handshake"
@@ -133,6 +135,40 @@ func TestVictimProcess(t *testing.T) {
 	}
 }
 
+const ownNetworkEnv = "WEAVE_TEST_OWN_NETWORK"
+
+// ownNetwork reports whether the test runs in a network namespace of its own. If not,
+// it has run it again in one, in a new process. In this machine's the packet filter may
+// note each source of a flood, until it has no room and drops what others send.
+func ownNetwork(t *testing.T) bool {
+	t.Helper()
+	if os.Getenv(ownNetworkEnv) != "" {
+		lo, err := netlink.LinkByName("lo")
+		if err == nil {
+			err = netlink.LinkSetUp(lo)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return true
+	}
+	if os.Geteuid() != 0 {
+		if os.Getenv("WEAVE_REQUIRE_ROOT") == "1" {
+			t.Fatal("needs root")
+		}
+		t.Skip("needs root")
+	}
+	again := exec.Command("/proc/self/exe", "-test.run=^"+t.Name()+"$", "-test.v", "-test.timeout=5m")
+	again.Env = append(os.Environ(), ownNetworkEnv+"=1")
+	again.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNET}
+	out, err := again.CombinedOutput()
+	t.Logf("%s", out)
+	if err != nil {
+		t.Error(err)
+	}
+	return false
+}
+
 // flood sends datagrams to an address as a stranger does, from sources of the
 // loopback network, each of which may be another.
 type flood struct {
@@ -217,6 +253,9 @@ const (
 // fifth of a processor, that a link loses next to nothing meanwhile, and that a
 // newcomer gets in.
 func TestLabStrangers(t *testing.T) {
+	if !ownNetwork(t) {
+		return
+	}
 	for _, c := range []struct {
 		name string
 		from func(int) [4]byte

@@ -49,7 +49,8 @@ type waiting struct {
 type problems []control.Problem
 
 func (l *problems) add(sev control.Severity, do, format string, args ...any) {
-	*l = append(*l, control.Problem{Severity: sev, What: fmt.Sprintf(format, args...), Do: do})
+	what := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ") // as of errors.Join
+	*l = append(*l, control.Problem{Severity: sev, What: what, Do: do})
 }
 
 // topic is one thing that may be wrong.

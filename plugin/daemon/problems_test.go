@@ -58,6 +58,7 @@ func TestProblems(t *testing.T) {
 			f.settings = []config.Problem{{Setting: "WEAVE_MTU", Value: "12", Why: "too small", WayOut: "leave it out"}}
 		}, control.Error, []string{"WEAVE_MTU=12", "too small", "-> leave it out"}},
 		"task":         {trouble(errFirst), control.Error, []string{"cannot start: outer: first", "-> see the plugin's log"}},
+		"two errors":   {trouble(errors.Join(errFirst, errSecond)), control.Error, []string{"cannot start: outer: first; second"}},
 		"port taken":   {trouble(syscall.EADDRINUSE), control.Error, []string{"-> stop the program that uses the port", "WEAVE_PORT"}},
 		"no address":   {trouble(syscall.EADDRNOTAVAIL), control.Error, []string{"WEAVE_ADDRESS"}},
 		"corrupt":      {trouble(store.ErrCorrupt), control.Error, []string{"corrupt state", "backup"}},

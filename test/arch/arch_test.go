@@ -37,6 +37,7 @@ var importRules = []struct {
 	{[]string{"plugin/cli"}, []string{"driver", "ipam", "mesh", "plugin/daemon", "plugin/engine", "plugin/store"}, "the CLI sees what any user's program sees: the control API and Docker's"},
 	{[]string{"plugin/managed"}, []string{"driver", "ipam", "mesh", "plugin/cli", "plugin/control", "plugin/daemon"}, "the plugin is made, and has its settings kept, whatever it does once it runs"},
 	{[]string{"plugin/attach"}, []string{"driver", "ipam", "mesh", "plugin/cli", "plugin/control", "plugin/daemon", "plugin/store"}, "it asks Docker, like any user's program, and is told the rest"},
+	{[]string{"plugin/dns"}, []string{"driver", "ipam", "mesh", "plugin"}, "what answers questions from containers knows the table of names, and nothing else"},
 	{[]string{"plugin/doctor"}, []string{"ipam", "mesh", "plugin/cli", "plugin/daemon", "plugin/store"}, "the doctor looks from outside, also when the plugin is down"},
 	{[]string{"plugin/sandbox"}, []string{"driver", "ipam", "mesh", "plugin"}, "whose namespace it is, and what is answered there, is not its matter"},
 	{[]string{"plugin/config"}, []string{"driver", "ipam", "mesh"}, "settings are words and numbers; what they mean is for the parts"},

@@ -1,0 +1,92 @@
+package dns
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// The table tells what a plain list of all records would.
+func TestTableLikeAList(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var table Table
+		model := map[string][]Record{}
+		segments := []string{"s0", "s1"}
+		record := rapid.Custom(func(t *rapid.T) Record {
+			return Record{
+				Segment: rapid.SampledFrom(segments).Draw(t, "segment"), Name: rapid.SampledFrom([]string{"a", "b", "a.b"}).Draw(t, "name"),
+				Addr: netip.AddrFrom4([4]byte{10, 0, 0, rapid.Byte().Draw(t, "address") % 4}), Local: rapid.Bool().Draw(t, "local"),
+			}
+		})
+		for range rapid.IntRange(1, 20).Draw(t, "changes") {
+			source := fmt.Sprint("h", rapid.IntRange(0, 3).Draw(t, "source"))
+			model[source] = rapid.SliceOfN(record, 0, 6).Draw(t, "records")
+			table.Set(source, slices.Clone(model[source]))
+			for _, scopes := range [][]Scope{nil, {{Segment: "s0"}}, {{Segment: "s1"}, {Segment: "s0"}}} {
+				for _, name := range []string{"a", "b", "a.b", "c"} {
+					if got, want := addresses(table.Lookup(scopes, name)), model1(model, scopes, func(r Record) (netip.Addr, bool) { return r.Addr, r.Name == name }); !maps.Equal(got, want) {
+						t.Fatalf("%s in %v: %v, want %v", name, scopes, got, want)
+					}
+				}
+				for i := range byte(4) {
+					a := netip.AddrFrom4([4]byte{10, 0, 0, i})
+					got, want := table.Names(scopes, a), slices.Sorted(maps.Keys(model1(model, scopes, func(r Record) (string, bool) { return r.Name, r.Addr == a })))
+					if !slices.Equal(got, want) {
+						t.Fatalf("%s in %v: %v, want %v", a, scopes, got, want)
+					}
+				}
+			}
+		}
+		for source := range model {
+			table.Set(source, nil)
+		}
+		if len(table.names)+len(table.addrs)+len(table.sources) > 0 {
+			t.Fatalf("left: %+v", &table)
+		}
+	})
+}
+
+func addresses(all []Record) map[netip.Addr]bool {
+	out := map[netip.Addr]bool{}
+	for _, r := range all {
+		out[r.Addr] = true
+	}
+	return out
+}
+
+func model1[K comparable](model map[string][]Record, scopes []Scope, of func(Record) (K, bool)) map[K]bool {
+	out := map[K]bool{}
+	for _, all := range model {
+		for _, r := range all {
+			k, ok := of(r)
+			if ok && slices.ContainsFunc(scopes, func(s Scope) bool { return s.Segment == r.Segment }) {
+				out[k] = true
+			}
+		}
+	}
+	return out
+}
+
+func TestTableRefuses(t *testing.T) {
+	var table Table
+	table.Set("h", []Record{
+		{"s", "", addr("10.0.0.1"), false}, {"s", "Web", addr("10.0.0.1"), false}, {"s", "a..b", addr("10.0.0.1"), false},
+		{"s", "a b", addr("10.0.0.1"), false}, {"s", "web", netip.Addr{}, false}, {"s", "web", addr("fe80::1%eth0"), false},
+		{"s", "é", addr("10.0.0.1"), false}, {"s", "mapped", addr("::ffff:10.0.0.7"), false},
+	})
+	if n, sources := table.Len(); n != 1 || sources != 1 || table.Lookup([]Scope{{Segment: "s"}}, "mapped")[0].Addr != addr("10.0.0.7") {
+		t.Errorf("%+v", table.sources)
+	}
+}
+
+func TestClean(t *testing.T) {
+	for in, want := range map[string]string{"Web": "web", "web.": "web", "a.B": "a.b", "": "", "a..b": "", "my_db-1": "my_db-1", "a/b": "a/b", "a\n": ""} {
+		if got, ok := Clean(in); ok != (want != "") || ok && got != want {
+			t.Errorf("%q: %q, %v", in, got, ok)
+		}
+	}
+}
