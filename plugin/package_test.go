@@ -44,6 +44,7 @@ func TestConfigJSON(t *testing.T) {
 	settings := []string{
 		config.Password, config.PasswordFile, config.Peers, config.Port, config.Address,
 		config.TCPPort, config.Proxy, config.Discover, config.Networks, config.Nickname, config.IPAllocRange, config.MTU, config.LogLevel,
+		config.DNSDomain, config.DNSTTL, config.DNSListen, config.DNSSegments,
 	}
 	slices.Sort(settings)
 	if !slices.Equal(env, settings) {

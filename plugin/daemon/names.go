@@ -57,7 +57,7 @@ func (b bell) ring() {
 // peer hears of this run.
 func (d *daemon) newNaming(p *parts) (*naming, error) {
 	n := &naming{driver: p.driver, cfg: d.cfg, joined: p.joined}
-	table := dns.NewTable()
+	table := &dns.Table{}
 	var err error
 	n.names, err = names.New(names.Config{
 		Self: p.identity.ID, Mesh: p.node, Driver: p.driver, Engine: p.engine, Store: p.store,
@@ -67,7 +67,7 @@ func (d *daemon) newNaming(p *parts) (*naming, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.server = dns.New(dns.Config{Table: table, Domain: d.cfg.DNSDomain, TTL: d.cfg.DNSTTL, Log: d.log})
+	n.server = dns.New(dns.Config{Table: table, Domain: d.cfg.DNSDomain, TTL: d.cfg.DNSTTL})
 	n.keeper = sandbox.NewKeeper(n.serve, d.log)
 	n.look()
 	return n, nil

@@ -51,7 +51,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	return &world{
-		t: t, table: dns.NewTable(), bell: make(chan struct{}, 1),
+		t: t, table: &dns.Table{}, bell: make(chan struct{}, 1),
 		notes: map[string]map[string]map[id.PeerID][]byte{}, containers: map[string]engine.Container{},
 		networks: []driver.NetworkStatus{{ID: "net", Segment: segment}, {ID: "off", DNS: driver.DNSOff}},
 		disk:     map[string]map[string][]byte{}, events: make(chan string, 1000),
@@ -133,7 +133,7 @@ func (w *world) announce(owner id.PeerID, endpoint string, addrs ...string) {
 
 // found are the addresses of a name in the table.
 func (w *world) found(name string) (out []string) {
-	for _, f := range w.table.Lookup(name) {
+	for _, f := range w.table.Lookup([]dns.Scope{{}, {Segment: segment}}, name) {
 		out = append(out, f.Addr.String())
 	}
 	return out

@@ -41,6 +41,7 @@ var importRules = []struct {
 	{[]string{"plugin/doctor"}, []string{"ipam", "mesh", "plugin/cli", "plugin/daemon", "plugin/store"}, "the doctor looks from outside, also when the plugin is down"},
 	{[]string{"plugin/sandbox"}, []string{"driver", "ipam", "mesh", "plugin"}, "whose namespace it is, and what is answered there, is not its matter"},
 	{[]string{"plugin/config"}, []string{"driver", "ipam", "mesh"}, "settings are words and numbers; what they mean is for the parts"},
+	{[]string{"plugin/names"}, []string{"ipam", "plugin/cli", "plugin/control", "plugin/daemon", "plugin/sandbox", "plugin/store"}, "who is called what must not depend on where it is asked"},
 	{[]string{"plugin/control", "plugin/dockerapi", "plugin/store"}, []string{"plugin/daemon", "plugin/cli"}, "only the daemon and package main know all parts"},
 	{[]string{"plugin", "driver", "ipam", "mesh"}, []string{"test"}, "the product does not contain its tests"},
 	{[]string{"test/netlab", "test/dockerlab", "test/tool", "test/report"}, []string{"plugin", "driver", "ipam", "mesh"}, "the lab must not share the faults of what it tests"},
