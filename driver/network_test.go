@@ -88,6 +88,7 @@ func networkRefusals() map[string]refusal {
 		"long segment":      {opt(segmentKey, strings.Repeat("a", 65)), []string{segmentKey}},
 		"no number":         {opt(mtuKey, 1400), []string{mtuKey, "1400"}},
 		"small MTU":         {opt(mtuKey, "67"), []string{mtuKey, "68"}},
+		"odd DNS":           {opt(dnsKey, "no"), []string{dnsKey, "local-first", "off"}},
 		"large MTU":         {opt(dockerMTUKey, "65001"), []string{dockerMTUKey, "65000"}},
 		"two MTUs":          {createNetwork("n2", "10.40.0.0/16", map[string]any{mtuKey: "1400", dockerMTUKey: "1300"}), []string{"differ"}},
 		"IPv6 MTU":          {both, []string{"1280"}},
@@ -163,6 +164,18 @@ func TestCreateNetworkAccepts(t *testing.T) {
 			createNetwork("n1", "10.32.0.0/16", map[string]any{segmentKey: "Blue-1_x.y"}),
 			NetworkStatus{Segment: "name:Blue-1_x.y", MTU: 1390},
 		},
+		"no names": {
+			createNetwork("n1", "10.32.0.0/16", map[string]any{dnsKey: "off"}),
+			NetworkStatus{Segment: "10.32.0.0/16", MTU: 1390, DNS: DNSOff},
+		},
+		"local names first": {
+			createNetwork("n1", "10.32.0.0/16", map[string]any{dnsKey: "local-first"}),
+			NetworkStatus{Segment: "10.32.0.0/16", MTU: 1390, DNS: DNSLocalFirst},
+		},
+		"names": {
+			createNetwork("n1", "10.32.0.0/16", map[string]any{dnsKey: "on"}),
+			NetworkStatus{Segment: "10.32.0.0/16", MTU: 1390, DNS: DNSOn},
+		},
 		"Docker's keys": {
 			createNetwork("n1", "10.32.0.0/16", map[string]any{
 				enableIPv6Key: "false", enableIPv4Key: "true", internalKey: "", dockerMTUKey: "1200",
@@ -178,7 +191,7 @@ func TestCreateNetworkAccepts(t *testing.T) {
 				t.Fatal(err)
 			}
 			n := r.Networks()[0]
-			if n.Segment != tt.want.Segment || n.MTU != tt.want.MTU || n.Internal != tt.want.Internal {
+			if n.Segment != tt.want.Segment || n.MTU != tt.want.MTU || n.Internal != tt.want.Internal || n.DNS != tt.want.DNS {
 				t.Errorf("got %+v", n)
 			}
 		})

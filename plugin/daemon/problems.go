@@ -274,11 +274,8 @@ func (f findings) lostAddresses(l *problems) {
 // names tells in which containers names are not answered.
 func (f findings) names(l *problems) {
 	for _, path := range slices.Sorted(maps.Keys(f.deaf)) {
-		l.add(control.Warning, "see the plugin's log; it is tried again", "a container does not find those of other hosts by name: %v", f.deaf[path])
-		if rest := len(f.deaf) - 1; rest > 0 {
-			l.add(control.Warning, "see the plugin's log", "so it is with %d more", rest)
-		}
-		return
+		l.add(control.Warning, "see the plugin's log; it is tried again", "%d of this host's containers do not find those of others by name: %v", len(f.deaf), f.deaf[path])
+		return // the others have the same reason, most often
 	}
 }
 

@@ -57,6 +57,9 @@ func TestProblems(t *testing.T) {
 		"setting": {func(f *findings) {
 			f.settings = []config.Problem{{Setting: "WEAVE_MTU", Value: "12", Why: "too small", WayOut: "leave it out"}}
 		}, control.Error, []string{"WEAVE_MTU=12", "too small", "-> leave it out"}},
+		"names": {func(f *findings) {
+			f.deaf = map[string]error{"/run/docker/netns/1": errFirst, "/run/docker/netns/2": errFirst}
+		}, control.Warning, []string{"by name: first", "-> see the plugin's log"}},
 		"task":         {trouble(errFirst), control.Error, []string{"cannot start: outer: first", "-> see the plugin's log"}},
 		"two errors":   {trouble(errors.Join(errFirst, errSecond)), control.Error, []string{"cannot start: outer: first; second"}},
 		"port taken":   {trouble(syscall.EADDRINUSE), control.Error, []string{"-> stop the program that uses the port", "WEAVE_PORT"}},

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -101,10 +102,41 @@ func TestExampleExternal(t *testing.T) {
 	})
 }
 
+// TestExampleShop: services of two hosts find each other by their names, also those that
+// have several containers.
+func TestExampleShop(t *testing.T) {
+	beside(t)
+	hs := hosts(t, 2)
+	front := up(t, hs[0], "shop/front.yml")
+	up(t, hs[1], "shop/back.yml")
+	for _, h := range hs { // busybox has no way to wait for all three by itself
+		eventually(t, 2*soon, func() error {
+			out, err := h.Run("busybox", "wget", "-qO-", "http://10.99.0.1:8082/cgi-bin/shop")
+			if err == nil && out != "the cache and the database" {
+				err = fmt.Errorf("the shop answers %q", out)
+			}
+			return err
+		})
+	}
+	back := compose{t, hs[1], filepath.Join(dockerlab.ProjectDir(), "examples", "shop", "back.yml")}
+	if _, err := back.run("up", "-d", "--scale", "db=3"); err != nil {
+		t.Fatal(err)
+	}
+	web := container{t: t, host: hs[0], name: front.container("web")}
+	eventually(t, gone, func() error {
+		out, err := web.host.Docker("exec", web.name, "nslookup", "db")
+		if n := strings.Count(out, "Address"); n != 4 { // one is the server's
+			return errors.Join(err, fmt.Errorf("%d addresses: %s", n, out))
+		}
+		return nil // it may also say that there is none of IPv6
+	})
+}
+
 // TestEveryExampleIsTested goes by the list above.
 func TestEveryExampleIsTested(t *testing.T) {
 	tested := map[string]bool{
 		"web/server.yml": true, "web/client.yml": true, "external/agent.yml": true, "everywhere/agent.yml": true,
+		"shop/front.yml": true, "shop/back.yml": true,
 		"front-and-back/app.yml": true, "front-and-back/data.yml": true,
 	}
 	root := filepath.Join(dockerlab.ProjectDir(), "examples")
