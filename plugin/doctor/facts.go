@@ -90,7 +90,7 @@ func kernel() string {
 func shown() []string {
 	return []string{
 		config.PasswordFile, config.Peers, config.Networks, config.Port, config.TCPPort, config.Discover, config.Address, config.Nickname,
-		config.IPAllocRange, config.MTU, config.LogLevel, config.State, config.Run,
+		config.IPAllocRange, config.MTU, config.DNSDomain, config.DNSTTL, config.DNSListen, config.DNSSegments, config.LogLevel, config.State, config.Run,
 	}
 }
 
