@@ -248,6 +248,32 @@ func TestFresh(t *testing.T) {
 	}
 }
 
+// TestAddresses: of a container that runs, of one that has ended, of one that is gone.
+func TestAddresses(t *testing.T) {
+	d, f := newFake(weaveNetwork("mine", "10.1.0.0/24"))
+	f.add("ended", "default", false)
+	if _, err := attachTo(t, d, "web", "10.1.0.9/24", "net:10.2.0.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	fresh := Request{Container: "ended", Wants: wants(t, "10.1.0.8/24", "net:10.2.0.0/24"), Holder: nobody, Fresh: true}
+	if _, err := d.Attach(t.Context(), fresh); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]string{
+		"web": {"10.1.0.9/24 mine", "10.2.0.2/24 weave-10.2.0.0-24"}, "ended": {"10.1.0.8/24 mine"}, "gone": nil,
+	} {
+		all, err := d.Addresses(t.Context(), name, wants(t, "net:10.1.0.0/24", "net:10.2.0.0/24", "net:10.3.0.0/24"))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		var got []string
+		for _, a := range all {
+			got = append(got, a.String()+" "+a.Network)
+		}
+		equal(t, name, got, want...)
+	}
+}
+
 func detach(t *testing.T, d *Docker, name string, words ...string) ([]string, error) {
 	t.Helper()
 	left, err := d.Detach(t.Context(), name, wants(t, words...), nil)

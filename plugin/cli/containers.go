@@ -21,6 +21,7 @@ type Docker interface {
 	Check(ctx context.Context, wants []attach.Want, holder attach.Holder) error
 	Attach(ctx context.Context, r attach.Request) (*attach.Attached, error)
 	Undo(ctx context.Context, a *attach.Attached) error
+	Addresses(ctx context.Context, container string, wants []attach.Want) ([]attach.Address, error)
 	Detach(ctx context.Context, container string, wants []attach.Want, keep []netip.Prefix) ([]attach.Address, error)
 	Start(ctx context.Context, id string) error
 	Foreground(ctx context.Context, id string, console attach.Console) (wait func(context.Context) (int, error), err error)
@@ -72,13 +73,15 @@ type given struct {
 	Network string       `json:"network"`
 }
 
-func printGiven(w io.Writer, all []attach.Address) error {
+func listGiven(all []attach.Address) []given {
 	list := []given{}
 	for _, x := range all {
 		list = append(list, given{x.Prefix, x.Network})
 	}
-	return printJSON(w, list)
+	return list
 }
+
+func printGiven(w io.Writer, all []attach.Address) error { return printJSON(w, listGiven(all)) }
 
 func (a *app) attach(cmd *cobra.Command, words []string, name string, asJSON bool) error {
 	ctx := cmd.Context()
