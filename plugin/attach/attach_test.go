@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
 	"weave/plugin/engine"
@@ -328,6 +329,40 @@ func TestDetachKeeps(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, "networks", f.names(), "weave-10.2.0.0-24")
+}
+
+// TestRemoveUnused: a network that weave made goes with the last that used it,
+// whatever it was made for, and no other.
+func TestRemoveUnused(t *testing.T) {
+	own := weaveNetwork("own", "10.4.0.0/24")
+	d, f := newFake(own)
+	prefixes := func(words ...string) (all []netip.Prefix) {
+		for _, w := range words {
+			all = append(all, netip.MustParsePrefix(w))
+		}
+		return all
+	}
+	for _, subnet := range prefixes("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "10.5.0.0/24") {
+		if _, _, err := d.Network(t.Context(), subnet, "expose"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.add("stopped", "default", false, "weave-10.2.0.0-24")
+	hidden := prefixes("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "10.4.0.0/24", "10.9.0.0/24")
+	if err := d.RemoveUnused(t.Context(), hidden, prefixes("10.3.0.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "networks", f.names(), "own", "weave-10.2.0.0-24", "weave-10.3.0.0-24", "weave-10.5.0.0-24")
+	if _, err := detach(t, d, "stopped"); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "networks after a detach", f.names(), "own", "weave-10.3.0.0-24", "weave-10.5.0.0-24")
+	f.fail["remove weave-10.3.0.0-24"] = errdefs.ErrPermissionDenied // somebody came
+	if err := d.RemoveUnused(t.Context(), hidden, nil); err != nil {
+		t.Error(err)
+	}
+	f.fail["remove weave-10.3.0.0-24"] = errPlugin
+	says(t, d.RemoveUnused(t.Context(), hidden, nil), "weave-10.3.0.0-24")
 }
 
 // TestDetachGoesOn: one network that cannot be left does not keep it on another.

@@ -163,7 +163,7 @@ func (d *Docker) Undo(ctx context.Context, a *Attached) error {
 }
 
 // Detach takes a container off the networks of subnets, or off all weave networks
-// if no subnet is named. Networks that Attach made are removed with the last
+// if no subnet is named. Networks that weave made are removed with the last
 // container, but for those of the subnets to keep.
 func (d *Docker) Detach(ctx context.Context, ref string, wants []Want, keep []netip.Prefix) ([]Address, error) {
 	c, err := d.container(ctx, ref)

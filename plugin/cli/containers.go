@@ -30,6 +30,9 @@ type Docker interface {
 	// none it makes one, and notes what for.
 	Network(ctx context.Context, subnet netip.Prefix, made string) (name string, created bool, err error)
 	Remove(ctx context.Context, network string) error
+	// RemoveUnused removes the networks of subnets that weave made and no container
+	// is on, but for those to keep.
+	RemoveUnused(ctx context.Context, subnets, keep []netip.Prefix) error
 }
 
 // addressForms is told by each verb that takes addresses.
@@ -122,7 +125,8 @@ func (a *app) detachCommand() *cobra.Command {
 addresses there, as 192.168.0.2/24, or by subnet, as net:192.168.0.0/24; or off
 all of them. The addresses that it had are printed.
 
-A network that weave attach or weave run made is removed with its last container.`,
+A network that weave attach, weave run or weave expose made is removed with its
+last container, unless this host itself has an address there.`,
 		Example: `  sudo weave detach 192.168.0.2/24 web
   sudo weave detach web`,
 		Args:              container,
@@ -136,11 +140,7 @@ A network that weave attach or weave run made is removed with its last container
 			if err != nil {
 				return err
 			}
-			var exposed []netip.Prefix // whose networks this host itself uses
-			for _, x := range status.Exposed {
-				exposed = append(exposed, x.Address.Masked())
-			}
-			left, err := docker.Detach(cmd.Context(), args[len(args)-1], wants, exposed)
+			left, err := docker.Detach(cmd.Context(), args[len(args)-1], wants, subnetsOf(status.Exposed))
 			if asJSON {
 				return errors.Join(err, printGiven(cmd.OutOrStdout(), left))
 			}

@@ -226,12 +226,14 @@ func TestExposeMakesNetwork(t *testing.T) {
 	if err := json.Unmarshal([]byte(docker(t, h, "network", "inspect", "-f", "{{json .}}", netw)), &made); err != nil || made.Labels["org.weave.made"] != "expose" {
 		t.Errorf("labels %v: %v", made.Labels, err)
 	}
-	eventually(t, soon, func() error { // until the plugin has heard its name
-		if s := status(t, h); len(s.Exposed) != 1 || s.Exposed[0].Network != netw {
-			return fmt.Errorf("exposed: %+v", s.Exposed)
-		}
-		return nil
-	})
+	if s := status(t, h); len(s.Exposed) != 1 || s.Exposed[0].Network != netw {
+		t.Errorf("exposed: %+v", s.Exposed)
+	}
+	weave(t, h, "hide", own+"/24")
+	if _, err := h.Docker("network", "inspect", netw); err == nil {
+		t.Error("the network outlives weave hide")
+	}
+	own = weave(t, h, "expose", "net:"+sub)
 	docker(t, h, "network", "rm", netw)
 	s := status(t, h)
 	told := slices.ContainsFunc(s.Problems, func(p control.Problem) bool { return strings.Contains(p.What, own) && strings.Contains(p.What, netw) })
