@@ -210,6 +210,13 @@ func exposedStatus(t *testing.T, hs []*dockerlab.Host, own string) {
 func TestExposeMakesNetwork(t *testing.T) {
 	beside(t)
 	h := hosts(t, 1)[0]
+	eventually(t, soon, func() error { // it may have just booted
+		s, err := statusOf(h)
+		if err == nil && s.Peer == "" {
+			err = errors.New("the plugin does no work yet")
+		}
+		return err
+	})
 	sub := subnet()
 	netw := "weave-" + strings.ReplaceAll(sub, "/", "-")
 	if _, err := h.Weave("expose", inSubnet(sub, 7)+"/24", "--export", "1:10.250.0.1:1"); err == nil {
