@@ -75,16 +75,12 @@ func (d *Driver) addNetwork(rec networkRecord) (*network, error) {
 	return n, nil
 }
 
-// segmentTaken says that another network is on the segment. One without a name
-// may be one that Docker deleted unseen, which is cleared away in time.
+// segmentTaken says that another network is on the segment. It may be one that
+// Docker deleted unseen, which is cleared away in time.
 func (d *Driver) segmentTaken(segment, other string) error {
-	wait := ""
-	if d.networkName(other) == "" {
-		wait = "; if Docker does not list that network, it goes away within a minute: try again then"
-	}
 	return fmt.Errorf("this host is on segment %s already, by network %s: "+
-		"use that network, another --subnet, or -o %s=NAME for a second segment with the same subnet%s",
-		segment, d.describe(other), segmentKey, wait)
+		"use that network, another --subnet, or -o %s=NAME for a second segment with the same subnet; a network that Docker no longer lists goes away within a minute",
+		segment, d.describe(other), segmentKey)
 }
 
 // finishNetwork does the slow part of creating a network, and undoes

@@ -57,6 +57,9 @@ func (k *Kernel) Forwards(addr netip.Addr) (bool, error) {
 //	  iifname "wv0000000a" fib daddr type local drop
 //	  iifname "wv0000000a" ether daddr 06:… drop
 //	}
+//	chain input { type filter hook input priority filter - 1;
+//	  iifname != "wv0000000a" iifname != "lo" ip daddr 192.168.0.1 drop
+//	}
 //	chain forward { type filter hook forward priority filter - 1;
 //	  iifname "wv0000000a" oifname "wv0000000a" accept  # within the bridge
 //	  iifname "wv0000000a" oifname "wv*" drop           # never from segment to segment
@@ -67,7 +70,9 @@ func (k *Kernel) Forwards(addr netip.Addr) (bool, error) {
 //
 // and chains for the translation of addresses. So what is sent to 192.168.0.1
 // gets to the host, to what is imported, and to the ports that Docker publishes on
-// all addresses. Where bridge-nf-call-iptables is on, frames from container to
+// all addresses. A container of another segment has a way to the host by Docker's
+// bridge, too: chain input keeps it, like all others, from what is exposed elsewhere.
+// Where bridge-nf-call-iptables is on, frames from container to
 // container pass through the chains too: they are for other MAC addresses, and
 // none of them is for an address of the host, or Docker's rules would lead it
 // there. What the tables accept may still be dropped by the rules of the host's
@@ -136,6 +141,7 @@ func (b hostBridge) forHost() (all [][]expr.Any) {
 func (f family) hostTable(exposed []Exposed) *ruleset {
 	r := newRuleset(f.nft)
 	addPrerouting(r, exposed)
+	addInput(r, exposed)
 	addForward(r, exposed)
 	addTranslation(r, exposed)
 	return r
@@ -157,6 +163,16 @@ func addPrerouting(r *ruleset, exposed []Exposed) {
 		}
 		r.add(c, "weave: to other addresses of the host", from, dstLocal(), drop)
 		r.add(c, "weave: to others by the host", from, toMAC(b.mac), drop)
+	}
+}
+
+// addInput leaves an address to those who come by its bridge, and to the host. It
+// stands behind the routing, where bridge-nf shows no frames that only pass by.
+func addInput(r *ruleset, exposed []Exposed) {
+	c := r.chain("input", nftables.ChainTypeFilter, nftables.ChainHookInput, *nftables.ChainPriorityFilter-1)
+	for _, x := range exposed {
+		r.add(c, "weave: to "+x.Addr.String()+" by another way", isNotLink(expr.MetaKeyIIFNAME, x.Bridge), isNotLink(expr.MetaKeyIIFNAME, "lo"),
+			dstIs(x.Addr.Addr()), verdict(expr.VerdictDrop))
 	}
 }
 

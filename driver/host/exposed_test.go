@@ -130,6 +130,9 @@ func TestExposed(t *testing.T) {
 				if l := at(t, nil, addrs[0]); !reaches(t, l, "hello", from(t, w.in, addrs[0], "hello")) {
 					t.Errorf("a container does not reach the host at %s", addrs[0])
 				}
+				if l := at(t, nil, strings.Replace(addrs[0], "9999", "9997", 1)); !reaches(t, l, "hello", from(t, nil, l.LocalAddr().String(), "hello")) {
+					t.Errorf("the host does not reach itself at %s", l.LocalAddr())
+				}
 				if l := at(t, w.in, addrs[1]); !reaches(t, l, "hello", from(t, nil, addrs[1], "hello")) {
 					t.Errorf("the host does not reach the container at %s", addrs[1])
 				}
@@ -189,6 +192,9 @@ func TestExposedIsNoWayThrough(t *testing.T) {
 				w.in.do(func() { sayFrom(t, "172.30.0.9", "192.168.0.1:9999", "from an address of no subnet") })
 				from(t, w.outside, "192.168.0.2:9999", "from outside to 192.168.0.2")()
 				from(t, w.outside, "192.168.1.2:9999", "from outside to 192.168.1.2")()
+				// As a container of any subnet does that sends by Docker's bridge.
+				from(t, w.outside, "192.168.0.1:9999", "from outside to 192.168.0.1")()
+				from(t, w.outside, "192.168.1.1:9999", "from outside to 192.168.1.1")()
 			}
 			for _, c := range append(closed, published) {
 				if got := hear(t, c, inAWhile); got != "" {

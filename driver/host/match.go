@@ -22,6 +22,10 @@ func isLink(key expr.MetaKey, name string) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, equal(append([]byte(name), 0))}
 }
 
+func isNotLink(key expr.MetaKey, name string) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: append([]byte(name), 0)}}
+}
+
 func byBridge(x Exposed) []expr.Any { return isLink(expr.MetaKeyIIFNAME, x.Bridge) }
 
 // notByBridge matches packets whose link is none of Weave's.

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/client"
 
 	"weave/plugin/engine"
@@ -248,6 +249,32 @@ func TestFresh(t *testing.T) {
 	}
 }
 
+// TestAddresses: of a container that runs, of one that has ended, of one that is gone.
+func TestAddresses(t *testing.T) {
+	d, f := newFake(weaveNetwork("mine", "10.1.0.0/24"))
+	f.add("ended", "default", false)
+	if _, err := attachTo(t, d, "web", "10.1.0.9/24", "net:10.2.0.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	fresh := Request{Container: "ended", Wants: wants(t, "10.1.0.8/24", "net:10.2.0.0/24"), Holder: nobody, Fresh: true}
+	if _, err := d.Attach(t.Context(), fresh); err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string][]string{
+		"web": {"10.1.0.9/24 mine", "10.2.0.2/24 weave-10.2.0.0-24"}, "ended": {"10.1.0.8/24 mine"}, "gone": nil,
+	} {
+		all, err := d.Addresses(t.Context(), name, wants(t, "net:10.1.0.0/24", "net:10.2.0.0/24", "net:10.3.0.0/24"))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		var got []string
+		for _, a := range all {
+			got = append(got, a.String()+" "+a.Network)
+		}
+		equal(t, name, got, want...)
+	}
+}
+
 func detach(t *testing.T, d *Docker, name string, words ...string) ([]string, error) {
 	t.Helper()
 	left, err := d.Detach(t.Context(), name, wants(t, words...), nil)
@@ -302,6 +329,40 @@ func TestDetachKeeps(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, "networks", f.names(), "weave-10.2.0.0-24")
+}
+
+// TestRemoveUnused: a network that weave made goes with the last that used it,
+// whatever it was made for, and no other.
+func TestRemoveUnused(t *testing.T) {
+	own := weaveNetwork("own", "10.4.0.0/24")
+	d, f := newFake(own)
+	prefixes := func(words ...string) (all []netip.Prefix) {
+		for _, w := range words {
+			all = append(all, netip.MustParsePrefix(w))
+		}
+		return all
+	}
+	for _, subnet := range prefixes("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "10.5.0.0/24") {
+		if _, _, err := d.Network(t.Context(), subnet, "expose"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.add("stopped", "default", false, "weave-10.2.0.0-24")
+	hidden := prefixes("10.1.0.0/24", "10.2.0.0/24", "10.3.0.0/24", "10.4.0.0/24", "10.9.0.0/24")
+	if err := d.RemoveUnused(t.Context(), hidden, prefixes("10.3.0.0/24")); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "networks", f.names(), "own", "weave-10.2.0.0-24", "weave-10.3.0.0-24", "weave-10.5.0.0-24")
+	if _, err := detach(t, d, "stopped"); err != nil {
+		t.Fatal(err)
+	}
+	equal(t, "networks after a detach", f.names(), "own", "weave-10.3.0.0-24", "weave-10.5.0.0-24")
+	f.fail["remove weave-10.3.0.0-24"] = errdefs.ErrPermissionDenied // somebody came
+	if err := d.RemoveUnused(t.Context(), hidden, nil); err != nil {
+		t.Error(err)
+	}
+	f.fail["remove weave-10.3.0.0-24"] = errPlugin
+	says(t, d.RemoveUnused(t.Context(), hidden, nil), "weave-10.3.0.0-24")
 }
 
 // TestDetachGoesOn: one network that cannot be left does not keep it on another.

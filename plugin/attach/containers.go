@@ -120,6 +120,33 @@ func (d *Docker) given(ctx context.Context, id string, wants []Want, steps []ste
 	return all, nil
 }
 
+// Addresses returns those that a container has of the subnets that are wanted, or
+// will have by name: none is no error, nor is a container that is gone.
+func (d *Docker) Addresses(ctx context.Context, ref string, wants []Want) ([]Address, error) {
+	got, err := d.api.ContainerInspect(ctx, ref, client.ContainerInspectOptions{})
+	if err != nil {
+		if isNotFound(err) {
+			err = nil
+		}
+		return nil, d.explain(err)
+	}
+	all, err := d.list(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Address
+	for _, w := range wants {
+		n, _, err := find(all, w.Subnet)
+		if err != nil {
+			return out, err
+		}
+		if addr, ok := knownOf(got).address(n, w.Subnet); ok {
+			out = append(out, Address{netip.PrefixFrom(addr, w.Subnet.Bits()), n.Name, false})
+		}
+	}
+	return out, nil
+}
+
 // Undo takes back all that Attach did. A container that is gone by then is no
 // error.
 func (d *Docker) Undo(ctx context.Context, a *Attached) error {
@@ -136,7 +163,7 @@ func (d *Docker) Undo(ctx context.Context, a *Attached) error {
 }
 
 // Detach takes a container off the networks of subnets, or off all weave networks
-// if no subnet is named. Networks that Attach made are removed with the last
+// if no subnet is named. Networks that weave made are removed with the last
 // container, but for those of the subnets to keep.
 func (d *Docker) Detach(ctx context.Context, ref string, wants []Want, keep []netip.Prefix) ([]Address, error) {
 	c, err := d.container(ctx, ref)

@@ -150,6 +150,9 @@ func (f *fake) NetworkDisconnect(ctx context.Context, id string, o client.Networ
 }
 
 func (f *fake) NetworkRemove(_ context.Context, id string, _ client.NetworkRemoveOptions) (client.NetworkRemoveResult, error) {
+	if err := f.fail["remove "+f.byID(id).Name]; err != nil {
+		return client.NetworkRemoveResult{}, err
+	}
 	f.networks = slices.DeleteFunc(f.networks, func(n engine.Network) bool { return n.ID == id })
 	return client.NetworkRemoveResult{}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
 
@@ -138,20 +139,34 @@ func segment(n engine.Network) string {
 	return subnets[0].Subnet.String()
 }
 
-// removeUnused removes those networks that Attach made and no container, running
-// or not, is on, but for those of the subnets to keep.
+// RemoveUnused removes the networks of subnets if weave made them and no container,
+// running or not, is on them, but for those of the subnets to keep.
+func (d *Docker) RemoveUnused(ctx context.Context, subnets, keep []netip.Prefix) error {
+	all, err := d.list(ctx)
+	if err != nil {
+		return err
+	}
+	of := func(n engine.Network) bool {
+		return engine.IsWeave(n.Driver) && slices.ContainsFunc(subnets, func(s netip.Prefix) bool { return hasSubnet(n, s) })
+	}
+	return d.removeUnused(ctx, slices.DeleteFunc(all, func(n engine.Network) bool { return !of(n) }), keep)
+}
+
+// removeUnused removes those networks that weave made, for whatever, and no
+// container, running or not, is on, but for those of the subnets to keep. One that
+// somebody connects to meanwhile stays, too.
 func (d *Docker) removeUnused(ctx context.Context, networks []engine.Network, keep []netip.Prefix) error {
 	var errs []error
 	for _, n := range networks {
 		kept := slices.ContainsFunc(keep, func(s netip.Prefix) bool { return hasSubnet(n, s) })
-		if kept || n.Labels[MadeLabel] != MadeByAttach {
+		if kept || n.Labels[MadeLabel] == "" {
 			continue
 		}
 		used, err := d.api.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("network", n.ID, n.Name)})
 		if err == nil && len(used.Items) == 0 {
 			_, err = d.api.NetworkRemove(ctx, n.ID, client.NetworkRemoveOptions{})
 		}
-		if err != nil && !isNotFound(err) {
+		if err != nil && !isNotFound(err) && !errdefs.IsPermissionDenied(err) { // the engine's word for a network in use
 			errs = append(errs, fmt.Errorf("remove network %s: %w", n.Name, d.explain(err)))
 		}
 	}

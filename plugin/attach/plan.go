@@ -28,6 +28,10 @@ func (d *Docker) container(ctx context.Context, ref string) (known, error) {
 	if err != nil {
 		return known{}, d.explain(err)
 	}
+	return knownOf(got), nil
+}
+
+func knownOf(got client.ContainerInspectResult) known {
 	c := known{id: got.Container.ID, name: strings.TrimPrefix(got.Container.Name, "/")}
 	if got.Container.HostConfig != nil {
 		c.mode = string(got.Container.HostConfig.NetworkMode)
@@ -38,7 +42,7 @@ func (d *Docker) container(ctx context.Context, ref string) (known, error) {
 	if got.Container.NetworkSettings != nil {
 		c.networks = got.Container.NetworkSettings.Networks
 	}
-	return c, nil
+	return c
 }
 
 func (c known) mayAttach(fresh bool) error {

@@ -148,8 +148,14 @@ The exit status is 1 if one of the hosts was not reached at once.`,
 	return cmd
 }
 
+// forgotten is what weave forget did, as JSON tells it.
+type forgotten struct {
+	Forgotten []string `json:"forgotten"` // as they were named
+}
+
 func (a *app) forgetCommand() *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "forget HOST[:PORT]...",
 		Short: "Take back addresses that weave connect was given",
 		Long: `Take back addresses that weave connect was given: they are tried no more. Hosts
@@ -159,9 +165,14 @@ there.`,
 		Args:              addresses,
 		ValidArgsFunction: a.complete(forgettable),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.client().Forget(cmd.Context(), args)
+			if err := a.client().Forget(cmd.Context(), args); err != nil || !asJSON {
+				return err
+			}
+			return printJSON(cmd.OutOrStdout(), forgotten{args})
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
+	return cmd
 }
 
 // addresses checks that there is an argument.

@@ -21,6 +21,7 @@ type Docker interface {
 	Check(ctx context.Context, wants []attach.Want, holder attach.Holder) error
 	Attach(ctx context.Context, r attach.Request) (*attach.Attached, error)
 	Undo(ctx context.Context, a *attach.Attached) error
+	Addresses(ctx context.Context, container string, wants []attach.Want) ([]attach.Address, error)
 	Detach(ctx context.Context, container string, wants []attach.Want, keep []netip.Prefix) ([]attach.Address, error)
 	Start(ctx context.Context, id string) error
 	Foreground(ctx context.Context, id string, console attach.Console) (wait func(context.Context) (int, error), err error)
@@ -29,6 +30,9 @@ type Docker interface {
 	// none it makes one, and notes what for.
 	Network(ctx context.Context, subnet netip.Prefix, made string) (name string, created bool, err error)
 	Remove(ctx context.Context, network string) error
+	// RemoveUnused removes the networks of subnets that weave made and no container
+	// is on, but for those to keep.
+	RemoveUnused(ctx context.Context, subnets, keep []netip.Prefix) error
 }
 
 // addressForms is told by each verb that takes addresses.
@@ -72,13 +76,15 @@ type given struct {
 	Network string       `json:"network"`
 }
 
-func printGiven(w io.Writer, all []attach.Address) error {
+func listGiven(all []attach.Address) []given {
 	list := []given{}
 	for _, x := range all {
 		list = append(list, given{x.Prefix, x.Network})
 	}
-	return printJSON(w, list)
+	return list
 }
+
+func printGiven(w io.Writer, all []attach.Address) error { return printJSON(w, listGiven(all)) }
 
 func (a *app) attach(cmd *cobra.Command, words []string, name string, asJSON bool) error {
 	ctx := cmd.Context()
@@ -119,7 +125,8 @@ func (a *app) detachCommand() *cobra.Command {
 addresses there, as 192.168.0.2/24, or by subnet, as net:192.168.0.0/24; or off
 all of them. The addresses that it had are printed.
 
-A network that weave attach or weave run made is removed with its last container.`,
+A network that weave attach, weave run or weave expose made is removed with its
+last container, unless this host itself has an address there.`,
 		Example: `  sudo weave detach 192.168.0.2/24 web
   sudo weave detach web`,
 		Args:              container,
@@ -133,11 +140,7 @@ A network that weave attach or weave run made is removed with its last container
 			if err != nil {
 				return err
 			}
-			var exposed []netip.Prefix // whose networks this host itself uses
-			for _, x := range status.Exposed {
-				exposed = append(exposed, x.Address.Masked())
-			}
-			left, err := docker.Detach(cmd.Context(), args[len(args)-1], wants, exposed)
+			left, err := docker.Detach(cmd.Context(), args[len(args)-1], wants, subnetsOf(status.Exposed))
 			if asJSON {
 				return errors.Join(err, printGiven(cmd.OutOrStdout(), left))
 			}

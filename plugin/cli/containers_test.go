@@ -83,6 +83,13 @@ func (d fakeDocker) Attach(ctx context.Context, r attach.Request) (*attach.Attac
 	return done, nil
 }
 
+func (fakeDocker) Addresses(_ context.Context, _ string, wants []attach.Want) (all []attach.Address, _ error) {
+	for _, w := range wants {
+		all = append(all, attach.Address{Prefix: netip.PrefixFrom(w.Subnet.Addr().Next(), w.Subnet.Bits()), Network: "net1"})
+	}
+	return all, nil
+}
+
 func (fakeDocker) Undo(context.Context, *attach.Attached) error {
 	note("undo")
 	return nil
@@ -153,6 +160,7 @@ func TestParseRun(t *testing.T) {
 		"--socket s --rm img":              "[] --rm img socket=s",
 		"--socket=s 10.1.0.2/24 img":       "[10.1.0.2/24] img socket=s",
 		"--rm -- img --":                   "[] --rm -- img --",
+		"--json 10.1.0.2/24 -d img --json": "[10.1.0.2/24] img --json detach",
 		"--help":                           "[] help",
 		"-h":                               "[] help",
 		"img 10.1.0.2/24 --network host":   "[] img 10.1.0.2/24 --network host",
@@ -190,6 +198,7 @@ func TestParseRunRefuses(t *testing.T) {
 		"-e":                            "-e value",
 		"-de":                           "-e value",
 		"--detach=perhaps img":          "detach perhaps",
+		"--json img":                    "--json -d",
 		"-d=perhaps img":                "detach perhaps",
 		"--name x 10.1.0.2/24 img":      "10.1.0.2/24 before",
 		"-d -a stdout img":              "attach detach",

@@ -13,6 +13,7 @@ import (
 type runArgs struct {
 	socket  string
 	help    bool
+	json    bool
 	wants   []string
 	create  []string // for docker create: flags, image, command
 	cidFile string
@@ -51,6 +52,8 @@ func parseRun(args []string) (*runArgs, error) {
 			r.socket, args = args[1], args[1:]
 		case strings.HasPrefix(word, "--socket="):
 			r.socket = strings.TrimPrefix(word, "--socket=")
+		case word == "--json":
+			r.json = true
 		case attach.IsWant(word):
 			r.wants = append(r.wants, word)
 		default:
@@ -82,6 +85,8 @@ func (r *runArgs) parseDocker(args []string) error {
 		return errors.New("give the image, as in: weave run 192.168.0.2/24 -d nginx")
 	case attach.IsWant(args[0]) && !r.ended:
 		return fmt.Errorf("%.80q stands where the image belongs: addresses come before Docker's flags", args[0])
+	case r.json && !r.detach:
+		return errors.New("--json is for a container in the background, with -d: in the foreground what is printed is the container's")
 	case r.detach && r.attaches:
 		return errors.New("--attach and --detach exclude each other")
 	case r.detach && r.interactive:

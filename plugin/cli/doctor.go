@@ -212,12 +212,12 @@ func (a *app) report(ctx context.Context) report {
 		r.Missing = append(r.Missing, "status: "+err.Error())
 	}
 	for _, p := range r.Host.Plugins {
-		var text bytes.Buffer
-		if err := showLog(ctx, &text, p.ID, reportLog, false); err != nil {
+		err := showLog(ctx, p.ID, reportLog, false, func(line string) error {
+			r.Log = append(r.Log, r.Host.Hide(clean(line)))
+			return nil
+		})
+		if err != nil {
 			r.Missing = append(r.Missing, "log of "+p.Name+": "+err.Error())
-		}
-		for line := range strings.Lines(text.String()) {
-			r.Log = append(r.Log, r.Host.Hide(strings.TrimSuffix(line, "\n")))
 		}
 	}
 	return r

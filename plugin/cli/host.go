@@ -85,8 +85,8 @@ func (a *app) hideCommand() *cobra.Command {
 		Use:   "hide [CIDR...]",
 		Short: "Take back addresses that weave expose gave this host",
 		Long: `Take back addresses that weave expose gave this host, with all that they were
-for; all of them if none is named. Prints them. The network stays, also one that
-weave expose made: docker network rm removes it.`,
+for; all of them if none is named. Prints them. A network that weave made is
+removed with the last that used it; others stay.`,
 		Example: `  sudo weave hide
   sudo weave hide 192.168.0.1/24`,
 		ValidArgsFunction: a.complete(hideable),
@@ -103,11 +103,35 @@ weave expose made: docker network rm removes it.`,
 			if err != nil {
 				return err
 			}
-			return a.printExposed(cmd, all, asJSON)
+			return errors.Join(a.printExposed(cmd, all, asJSON), a.removeUnused(cmd.Context(), all))
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
 	return cmd
+}
+
+// removeUnused removes the networks that were there for what was hidden only.
+func (a *app) removeUnused(ctx context.Context, hidden []control.Exposed) error {
+	if len(hidden) == 0 {
+		return nil
+	}
+	status, err := a.client().Status(ctx)
+	if err != nil {
+		return err
+	}
+	docker, err := a.Docker()
+	if err != nil {
+		return err
+	}
+	return docker.RemoveUnused(ctx, subnetsOf(hidden), subnetsOf(status.Exposed))
+}
+
+// subnetsOf are those that this host itself has an address of.
+func subnetsOf(all []control.Exposed) (subnets []netip.Prefix) {
+	for _, x := range all {
+		subnets = append(subnets, x.Address.Masked())
+	}
+	return subnets
 }
 
 func (a *app) printExposed(cmd *cobra.Command, all []control.Exposed, asJSON bool) error {

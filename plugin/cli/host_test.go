@@ -26,6 +26,11 @@ func (fakeNetworks) Remove(_ context.Context, name string) error {
 	return nil
 }
 
+func (fakeNetworks) RemoveUnused(_ context.Context, subnets, keep []netip.Prefix) error {
+	fmt.Fprintf(os.Stderr, "unused of %s, keep %s\n", subnets, keep)
+	return nil
+}
+
 // Expose gives what is asked for, but for masquerading.
 func (d fakeDaemon) Expose(_ context.Context, r control.ExposeRequest) (all []control.Exposed, err error) {
 	if r.Masquerade {
@@ -44,6 +49,9 @@ func (d fakeDaemon) Expose(_ context.Context, r control.ExposeRequest) (all []co
 func (d fakeDaemon) Hide(_ context.Context, targets []control.Target) ([]control.Exposed, error) {
 	if len(targets) > 0 && targets[0].String() != "10.32.0.7/16" {
 		return nil, fmt.Errorf("hide %s: this host does not have it", targets[0])
+	}
+	if len(targets) > 0 {
+		return d.status.Exposed[:1], nil
 	}
 	return d.status.Exposed, nil
 }

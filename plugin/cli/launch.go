@@ -190,8 +190,11 @@ type launched struct {
 	Nickname string `json:"nickname"`
 }
 
+// unchanged is the outcome where there was nothing to do.
+const unchanged = "unchanged"
+
 var outcomes = map[managed.Outcome]string{
-	managed.Unchanged: "unchanged", managed.Created: "created", managed.Replaced: "upgraded",
+	managed.Unchanged: unchanged, managed.Created: "created", managed.Replaced: "upgraded",
 	managed.Changed: "changed", managed.Started: "started",
 }
 

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os/exec"
 	"slices"
 	"strconv"
@@ -22,15 +21,19 @@ const (
 )
 
 func (a *app) logsCommand() *cobra.Command {
-	var follow bool
+	var follow, asJSON bool
 	var lines int
 	cmd := &cobra.Command{
 		Use:   "logs",
 		Short: "Show the plugin's log",
 		Long: `Show the end of the plugin's log, which is part of the Docker Engine's in the
-host's journal. weave launch --log-level debug makes it say more.`,
+host's journal. weave launch --log-level debug makes it say more.
+
+With --json each line is an object with the keys "time", "level" and "msg", and
+what else the line tells; one that has another form is all "msg".`,
 		Example: `  sudo weave logs
-  sudo weave logs -f -n 20`,
+  sudo weave logs -f -n 20
+  sudo weave logs --json | jq 'select(.level == "error")'`,
 		Args:              cobra.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,17 +51,25 @@ host's journal. weave launch --log-level debug makes it say more.`,
 			if !state.There {
 				return errors.New("the managed plugin is not on this host; of a daemon that runs without it: journalctl -u weave")
 			}
-			return showLog(cmd.Context(), cmd.OutOrStdout(), state.ID, lines, follow)
+			return showLog(cmd.Context(), state.ID, lines, follow, func(line string) error {
+				if asJSON {
+					return json.NewEncoder(cmd.OutOrStdout()).Encode(logFields(line))
+				}
+				_, err := fmt.Fprintln(cmd.OutOrStdout(), clean(line))
+				return err
+			})
 		},
 	}
 	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on with new lines as they come")
 	cmd.Flags().IntVarP(&lines, "lines", "n", defaultLogLines, "how many of the last lines to show")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs, one object to a line")
 	return cmd
 }
 
-// showLog writes the last lines of the plugin with that ID, and then perhaps
-// those that follow.
-func showLog(ctx context.Context, w io.Writer, id string, lines int, follow bool) error {
+// showLog hands over the last lines of the plugin with that ID, and then perhaps
+// those that follow, until show returns an error. They are as they were logged:
+// for a terminal they must be made clean.
+func showLog(ctx context.Context, id string, lines int, follow bool, show func(line string) error) error {
 	if _, err := exec.LookPath("journalctl"); err != nil {
 		return noJournal(id)
 	}
@@ -83,7 +94,7 @@ func showLog(ctx context.Context, w io.Writer, id string, lines int, follow bool
 	}
 	slices.Reverse(last)
 	for _, text := range last {
-		if _, err := fmt.Fprintln(w, text); err != nil {
+		if err := show(text); err != nil {
 			return err
 		}
 	}
@@ -93,7 +104,7 @@ func showLog(ctx context.Context, w io.Writer, id string, lines int, follow bool
 	var failed error
 	err = readJournal(ctx, []string{"--follow", "--lines=all", "--after-cursor=" + cursor}, func(e entry) bool {
 		if text, ours := e.line(id); ours {
-			_, failed = fmt.Fprintln(w, text)
+			failed = show(text)
 		}
 		return failed == nil
 	})
@@ -153,12 +164,31 @@ func (e entry) line(id string) (text string, ours bool) {
 	}
 	_, rest, found := strings.Cut(message, " msg=")
 	if !found {
-		return clean(message), true
+		return message, true
 	}
 	if quoted, err := strconv.QuotedPrefix(rest); err == nil {
 		text, _ = strconv.Unquote(quoted)
 	} else {
 		text, _, _ = strings.Cut(rest, " ")
 	}
-	return clean(strings.TrimRight(text, "\n")), true
+	return strings.TrimRight(text, "\n"), true
+}
+
+// logFields are the fields of a line of the plugin's log, key=value with values
+// that may be quoted; of a line that is none, "msg" is all of it.
+func logFields(line string) map[string]string {
+	fields := map[string]string{}
+	for rest := line; rest != ""; rest = strings.TrimPrefix(rest, " ") {
+		key, value, found := strings.Cut(rest, "=")
+		if !found || key == "" || strings.ContainsAny(key, " \"") {
+			return map[string]string{"msg": line}
+		}
+		if quoted, err := strconv.QuotedPrefix(value); err == nil {
+			fields[key], _ = strconv.Unquote(quoted)
+			rest = value[len(quoted):]
+			continue
+		}
+		fields[key], rest, _ = strings.Cut(value, " ")
+	}
+	return fields
 }

@@ -42,7 +42,7 @@ func ExitStatus(err error) int {
 }
 
 func (a *app) runCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "run [ADDRESS...] DOCKER-RUN-ARGUMENTS...",
 		Short: "Run a new container that has addresses on weave networks",
 		Long: `Run a new container as docker run does, with all of its flags, which has
@@ -52,10 +52,12 @@ addresses on weave networks from its start, besides its usual network.
 
 If an address cannot be had, no container is left. The exit status is that of the
 container, or 125 if it did not start. A word that looks like an address but is
-an image goes behind "--".`,
+an image goes behind "--". With -d the container's ID is printed; with --json, which
+stands before Docker's flags, too, its addresses as well.`,
 		Example: `  sudo weave run 192.168.0.2/24 -d --name web -p 8080:80 nginx
   sudo weave run net:10.5.0.0/16 --rm -it alpine sh
-  sudo weave run --rm alpine ip addr`,
+  sudo weave run --rm alpine ip addr
+  sudo weave run --json net:default -d nginx | jq -r .container`,
 		DisableFlagsInUseLine: true,
 		DisableFlagParsing:    true, // they are Docker's
 		ValidArgsFunction:     a.complete(subnets),
@@ -74,6 +76,8 @@ an image goes behind "--".`,
 			return err
 		},
 	}
+	cmd.Flags().Bool("json", false, "print JSON for programs") // parseRun reads it; this is for help
+	return cmd
 }
 
 // run makes the container, connects it, and starts it; before it is started, all
@@ -103,7 +107,7 @@ func (a *app) run(cmd *cobra.Command, r *runArgs) error {
 	c.attached, err = docker.Attach(ctx, attach.Request{Container: c.id, Wants: wants, Holder: holder(status), Fresh: true})
 	progress.done()
 	if err == nil {
-		err = a.start(cmd, c, r)
+		err = a.start(cmd, c, r, wants)
 	}
 	if _, ran := errors.AsType[*exitError](err); err == nil || ran {
 		return err
@@ -135,8 +139,14 @@ func (c *newContainer) discard(ctx context.Context) error {
 	return err
 }
 
+// started is a container in the background, as JSON tells it.
+type started struct {
+	Container string  `json:"container"` // ID
+	Addresses []given `json:"addresses"` // on weave networks; fewer, if it has ended by then
+}
+
 // start starts the container; an exitError is how it ended.
-func (a *app) start(cmd *cobra.Command, c *newContainer, r *runArgs) error {
+func (a *app) start(cmd *cobra.Command, c *newContainer, r *runArgs, wants []attach.Want) error {
 	if err := cmd.Context().Err(); err != nil {
 		return err
 	}
@@ -146,12 +156,21 @@ func (a *app) start(cmd *cobra.Command, c *newContainer, r *runArgs) error {
 	if err := c.docker.Start(cmd.Context(), c.id); err != nil {
 		return err
 	}
-	p := newPrinter(cmd.OutOrStdout(), a.Now())
-	p.line("%s", c.id)
-	if p.err != nil {
-		return &exitError{1, p.err}
+	err := a.printStarted(cmd, c, r.json, wants)
+	if err != nil {
+		return &exitError{1, err} // it runs all the same
 	}
 	return nil
+}
+
+func (a *app) printStarted(cmd *cobra.Command, c *newContainer, asJSON bool, wants []attach.Want) error {
+	if !asJSON {
+		p := newPrinter(cmd.OutOrStdout(), a.Now())
+		p.line("%s", c.id)
+		return p.err
+	}
+	addrs, err := c.docker.Addresses(cmd.Context(), c.id, wants)
+	return errors.Join(printJSON(cmd.OutOrStdout(), started{c.id, listGiven(addrs)}), err)
 }
 
 var idForm = regexp.MustCompile(`^[0-9a-f]{64}$`)

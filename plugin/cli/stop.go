@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -15,8 +16,13 @@ import (
 	"weave/plugin/managed"
 )
 
+// stopped is what weave stop did, as JSON tells it: stopped, removed or unchanged.
+type stopped struct {
+	Outcome string `json:"outcome"`
+}
+
 func (a *app) stopCommand() *cobra.Command {
-	var remove, force bool
+	var remove, force, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "stop",
 		Short: "Stop the plugin; networks and containers stay",
@@ -37,62 +43,74 @@ need it. What is in ` + config.HostState + ` stays; weave reset deletes that, to
 			if err != nil {
 				return err
 			}
-			p := newPrinter(cmd.OutOrStdout(), a.Now())
 			progress := newProgress(cmd.ErrOrStderr())
 			defer progress.done()
+			outcome, lines := "", []string(nil)
 			if remove {
-				return removePlugin(cmd.Context(), plugin, force, progress, p)
+				outcome, lines, err = removePlugin(cmd.Context(), plugin, force, progress)
+			} else {
+				outcome, lines, err = stopPlugin(cmd.Context(), plugin, progress)
 			}
-			return stopPlugin(cmd.Context(), plugin, progress, p)
+			if err != nil {
+				return err
+			}
+			progress.done()
+			if asJSON {
+				return printJSON(cmd.OutOrStdout(), stopped{outcome})
+			}
+			p := newPrinter(cmd.OutOrStdout(), a.Now())
+			for _, line := range lines {
+				p.line("%s", line)
+			}
+			return p.err
 		},
 	}
 	cmd.Flags().BoolVar(&remove, "remove", false, "remove the plugin from Docker; keys and addresses stay on disk")
 	cmd.Flags().BoolVar(&force, "force", false, "with --remove: although there are networks that need it")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
 	return cmd
 }
 
-func stopPlugin(ctx context.Context, plugin Plugin, progress *progress, p *printer) error {
+// stopPlugin returns what came of it, for programs and in lines for people.
+func stopPlugin(ctx context.Context, plugin Plugin, progress *progress) (outcome string, lines []string, err error) {
 	progress.step("Stopping the plugin")
 	ran, err := plugin.Stop(ctx)
-	progress.done()
 	if err != nil {
-		return err
+		return "", nil, err
 	}
 	if !ran {
-		p.line("Nothing to do: the plugin does not run.")
-		return p.err
+		return unchanged, []string{"Nothing to do: the plugin does not run."}, nil
 	}
-	p.line("Stopped. Networks and containers stay. Until `weave launch`:")
-	p.line("  no container can be started on weave networks, and no such network made or removed")
-	p.line("  nothing goes to other hosts, except by the kernel's VXLAN where no password is set")
-	return p.err
+	return "stopped", []string{
+		"Stopped. Networks and containers stay. Until `weave launch`:",
+		"  no container can be started on weave networks, and no such network made or removed",
+		"  nothing goes to other hosts, except by the kernel's VXLAN where no password is set",
+	}, nil
 }
 
-func removePlugin(ctx context.Context, plugin Plugin, force bool, progress *progress, p *printer) error {
+// removePlugin returns what stopPlugin does.
+func removePlugin(ctx context.Context, plugin Plugin, force bool, progress *progress) (outcome string, lines []string, err error) {
 	state, err := plugin.State(ctx)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
 	if !state.There {
-		p.line("Nothing to do: the plugin is not installed.")
-		return p.err
+		return unchanged, []string{"Nothing to do: the plugin is not installed."}, nil
 	}
 	networks, err := plugin.Networks(ctx)
 	if err != nil {
-		return err
+		return "", nil, err
 	}
 	if len(networks) > 0 && !force {
-		return fmt.Errorf(`nothing was removed: there are networks that need the plugin. Remove the containers on them, and then:
+		return "", nil, fmt.Errorf(`nothing was removed: there are networks that need the plugin. Remove the containers on them, and then:
   docker network rm %s
 --force removes the plugin all the same, and leaves the networks, and links and packet filters until the host boots`, names(networks))
 	}
 	progress.step("Removing the plugin")
 	if err := plugin.Remove(ctx); err != nil {
-		return err
+		return "", nil, err
 	}
-	progress.done()
-	p.line("Removed. Keys and addresses are still in %s; `weave reset` deletes them.", config.HostState)
-	return p.err
+	return "removed", []string{"Removed. Keys and addresses are still in " + config.HostState + "; `weave reset` deletes them."}, nil
 }
 
 func names(networks []managed.Network) string {
@@ -104,7 +122,7 @@ func names(networks []managed.Network) string {
 }
 
 func (a *app) resetCommand() *cobra.Command {
-	var force bool
+	var force, asJSON bool
 	cmd := &cobra.Command{
 		Use:   "reset",
 		Short: "Leave the cluster, and delete all that weave has on this host",
@@ -127,10 +145,22 @@ them off these networks, and asks nothing.`,
 			progress := newProgress(cmd.ErrOrStderr())
 			defer progress.done()
 			r := reset{app: a, plugin: plugin, force: force, progress: progress, p: newPrinter(cmd.OutOrStdout(), a.Now())}
-			return r.run(cmd.Context(), cmd.InOrStdin())
+			ask := r.p
+			if asJSON {
+				ask = newPrinter(cmd.ErrOrStderr(), a.Now()) // what is asked is no JSON
+			}
+			departure, asked, err := r.run(cmd.Context(), ask, cmd.InOrStdin())
+			switch {
+			case err != nil:
+				return err
+			case asJSON:
+				return printJSON(cmd.OutOrStdout(), r.outcome(departure, asked))
+			}
+			return r.report(departure, asked)
 		},
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "ask nothing, and take running containers off weave networks")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
 	return cmd
 }
 
@@ -147,28 +177,51 @@ type reset struct {
 	left     []managed.Network // that could not be removed
 }
 
-func (r *reset) run(ctx context.Context, in io.Reader) error {
+// run returns what leave does.
+func (r *reset) run(ctx context.Context, ask *printer, in io.Reader) (d control.Departure, asked bool, err error) {
 	if err := r.look(ctx); err != nil {
-		return err
+		return d, false, err
 	}
 	if !r.force {
-		if err := r.confirm(in); err != nil {
-			return err
+		if err := r.confirm(ask, in); err != nil {
+			return d, false, err
 		}
 	}
 	if err := r.removeNetworks(ctx); err != nil {
-		return fmt.Errorf("%w; the plugin and its state are still there", err)
+		return d, false, fmt.Errorf("%w; the plugin and its state are still there", err)
 	}
-	departure, asked := r.leave(ctx)
+	d, asked = r.leave(ctx)
 	r.progress.step("Removing the plugin")
 	if err := r.plugin.Remove(ctx); err != nil {
-		return fmt.Errorf("%w; its state is still there", err)
+		return d, asked, fmt.Errorf("%w; its state is still there", err)
 	}
 	if err := r.plugin.Wipe(r.state); err != nil {
-		return err
+		return d, asked, err
 	}
 	r.progress.done()
-	return r.report(departure, asked)
+	return d, asked, nil
+}
+
+// wasReset is what weave reset did, as JSON tells it.
+type wasReset struct {
+	Peer     string   `json:"peer,omitempty"` // this host's ID in the cluster, if it was to be had
+	Asked    bool     `json:"asked"`          // the plugin looked for hosts that remove this one
+	Helpers  []string `json:"helpers"`        // those that do: with none, weave rmpeer --gone PEER is left to do, if there are others
+	Others   int      `json:"others"`         // hosts of the cluster besides this one
+	Networks []string `json:"networks"`       // that were removed
+	Left     []string `json:"left"`           // that Docker could not remove
+}
+
+func (r *reset) outcome(d control.Departure, asked bool) wasReset {
+	out := wasReset{Peer: d.Peer, Asked: asked, Helpers: append([]string{}, d.Helpers...), Others: d.Others, Networks: []string{}, Left: []string{}}
+	for _, n := range r.networks {
+		list := &out.Networks
+		if slices.ContainsFunc(r.left, func(x managed.Network) bool { return x.ID == n.ID && x.Name == n.Name }) {
+			list = &out.Left
+		}
+		*list = append(*list, n.Name)
+	}
+	return out
 }
 
 // removeNetworks removes them while there is a plugin to do it. With --force, one
@@ -214,20 +267,20 @@ func (r *reset) look(ctx context.Context) (err error) {
 	return nil
 }
 
-func (r *reset) confirm(in io.Reader) error {
-	r.p.line("This takes the host out of its cluster, and deletes its identity, its addresses and the password in %s.", config.HostState)
+func (r *reset) confirm(ask *printer, in io.Reader) error {
+	ask.line("This takes the host out of its cluster, and deletes its identity, its addresses and the password in %s.", config.HostState)
 	if len(r.networks) > 0 {
-		r.p.line("These networks are removed: %s", names(r.networks))
+		ask.line("These networks are removed: %s", names(r.networks))
 	}
-	r.p.line("Type yes to go on:")
+	ask.line("Type yes to go on:")
 	answer, err := bufio.NewReader(io.LimitReader(in, 1<<10)).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	if strings.TrimSpace(answer) != "yes" {
-		return errors.Join(r.p.err, errors.New("nothing was changed"))
+		return errors.Join(ask.err, errors.New("nothing was changed"))
 	}
-	return r.p.err
+	return ask.err
 }
 
 // leave asks other hosts to remove this one. A plugin that does not run, or does

@@ -140,10 +140,15 @@ func (c *checkup) ports() {
 		}
 		udp, udpWhy := reached(x.view.Tried, func(t tried) string { return t.UDP })
 		tcp, tcpWhy := reached(x.view.Tried, func(t tried) string { return t.TCP })
-		c.closed(name, x.host, "UDP", udp, udpWhy)
-		c.closed(name, x.host, "TCP", tcp, tcpWhy)
-		if udp && tcp {
+		switch {
+		case udp && tcp:
 			open++
+		case tcp && !c.behindNAT():
+			c.add(name, control.Warned, fmt.Sprintf("let in UDP to port %d; where it is blocked on purpose this can stay: all works by TCP, but slower", c.status.Port),
+				"host %s gets through to this one by TCP only, not by UDP (%s)", x.host, udpWhy)
+		default:
+			c.closed(name, x.host, "UDP", udp, udpWhy)
+			c.closed(name, x.host, "TCP", tcp, tcpWhy)
 		}
 	}
 	switch {
@@ -169,13 +174,15 @@ func reached(all []tried, failure func(tried) string) (ok bool, why string) {
 	return false, strings.Join(whys, "; ")
 }
 
+func (c *checkup) behindNAT() bool { return c.status.NAT == "cone" || c.status.NAT == "symmetric" }
+
 // closed tells of a port that a host does not reach. Behind a NAT that is usual.
 func (c *checkup) closed(name, from, protocol string, ok bool, why string) {
 	if ok {
 		return
 	}
 	v, do := control.Failed, fmt.Sprintf("let in %s to port %d, in the firewall of this host and in those between the two", protocol, c.status.Port)
-	if c.status.NAT == "cone" || c.status.NAT == "symmetric" {
+	if c.behindNAT() {
 		v, do = control.Warned, fmt.Sprintf("if hosts are to reach this one by themselves, forward port %d of the NAT before it", c.status.Port)
 	}
 	c.add(name, v, do, "host %s does not get through to this one by %s (%s)", from, protocol, why)

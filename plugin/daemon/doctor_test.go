@@ -71,8 +71,8 @@ func TestDoctor(t *testing.T) {
 	}{
 		"firewall": {func(c *checkup) { c.blocked = []host.Blocked{{Family: "IPv4", Command: "iptables-legacy -I"}} },
 			"firewall", control.Failed, []string{"IPv4 firewall", "-> run `iptables-legacy -I`"}},
-		"UDP blocked": {func(c *checkup) { c.survey[0].view.Tried = blocked }, "reachable", control.Failed,
-			[]string{"host right does not get through", "by UDP (192.0.2.1:6783: no answer; [2001:db8::1]:6783: late)", "-> let in UDP to port 6783"}},
+		"UDP blocked": {func(c *checkup) { c.survey[0].view.Tried = blocked }, "reachable", control.Warned,
+			[]string{"host right gets through to this one by TCP only, not by UDP (192.0.2.1:6783: no answer; [2001:db8::1]:6783: late)", "-> let in UDP to port 6783; where it is blocked on purpose"}},
 		"TCP blocked": {func(c *checkup) { c.survey[0].view.Tried[0].TCP = "refused" }, "reachable", control.Failed, []string{"by TCP", "-> let in TCP"}},
 		"NAT": {func(c *checkup) { c.survey[0].view.Tried, c.status.NAT = blocked, "cone" }, "reachable", control.Warned,
 			[]string{"by UDP", "-> if hosts are to reach this one by themselves, forward port 6783"}},
@@ -281,5 +281,16 @@ func TestSkew(t *testing.T) {
 	ahead, margin := skew(at(0), at(10.5), at(12.5), at(3)) // 10 s ahead, half a second each way
 	if ahead != 10*time.Second || margin != time.Second/2 {
 		t.Errorf("%s, give or take %s", ahead, margin)
+	}
+}
+
+// TestDoctorAllBlocked: without TCP, a closed UDP port is no choice of the site's.
+func TestDoctorAllBlocked(t *testing.T) {
+	c := &checkup{findings: findings{status: &control.Status{Port: 6783}}, survey: []surveyed{{host: "right", view: view{Tried: []tried{
+		{Address: netip.MustParseAddrPort("192.0.2.1:6783"), UDP: "no answer", TCP: "refused"},
+	}}}}}
+	c.ports()
+	if len(c.checks) != 2 || c.checks[0].Verdict != control.Failed || c.checks[1].Verdict != control.Failed {
+		t.Errorf("found %+v", c.checks)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sirupsen/logrus"
 
@@ -17,6 +18,9 @@ import (
 	"weave/plugin/control"
 )
 
+// nameLimit is how long the names of networks may take that an answer is to have.
+const nameLimit = 2 * time.Second
+
 // exposing gives this host addresses on segments: it leases them, and has the
 // driver use them. All fields but those below mu are set once.
 type exposing struct {
@@ -24,6 +28,7 @@ type exposing struct {
 	driver    exposeKeeper
 	holder    func(segment string, addr netip.Addr) (driver.Holder, bool) // on another host
 	names     *networkNames
+	engine    networkSource // for names that were not heard yet
 	log       *logrus.Entry
 
 	mu sync.Mutex // held over one change of what is exposed
@@ -90,6 +95,7 @@ func (x *exposing) expose(ctx context.Context, r control.ExposeRequest) ([]contr
 		addrs, undo = append(addrs, addr), append(undo, back)
 		x.forget(addr)
 	}
+	x.learnNames(ctx, places)
 	all := x.status()
 	out := make([]control.Exposed, 0, len(addrs))
 	for _, addr := range addrs {
@@ -100,6 +106,21 @@ func (x *exposing) expose(ctx context.Context, r control.ExposeRequest) ([]contr
 		out = append(out, all[i])
 	}
 	return out, nil
+}
+
+// learnNames asks for the names of networks that have just been made. Docker waits
+// for no answer of ours here; without its own, the reconciler asks again.
+func (x *exposing) learnNames(ctx context.Context, places []place) {
+	ctx, cancel := context.WithTimeout(ctx, nameLimit)
+	defer cancel()
+	for _, p := range places {
+		if x.names.network(p.network.ID) != "" {
+			continue
+		}
+		if known, err := x.engine.NetworkByID(ctx, p.network.ID); err == nil {
+			x.names.set(known.ID, known.Name)
+		}
+	}
 }
 
 // find returns the network of a subnet, and the pool that its addresses are

@@ -57,7 +57,7 @@ func newExposing(t *testing.T) (*exposing, *fakeDriver, diskLeaser) {
 	}}
 	log, _ := test.NewNullLogger()
 	nobody := func(string, netip.Addr) (driver.Holder, bool) { return driver.Holder{}, false }
-	return &exposing{allocator: l.allocator, driver: d, holder: nobody, names: newNetworkNames(), log: logrus.NewEntry(log)}, d, l
+	return &exposing{allocator: l.allocator, driver: d, holder: nobody, names: noNames(nameDisk{}), engine: &fakeEngine{}, log: logrus.NewEntry(log)}, d, l
 }
 
 func target(addr string) control.Target {
@@ -178,6 +178,15 @@ func TestExposeRefuses(t *testing.T) {
 	}
 }
 
+// TestExposeLearnsName: of a network that was made for it a moment ago.
+func TestExposeLearnsName(t *testing.T) {
+	x, _, _ := newExposing(t)
+	x.engine = &fakeEngine{networks: map[string]engine.Network{exposedNet: {ID: exposedNet, Name: "app"}}}
+	if _, err := x.expose(t.Context(), request("10.40.0.1/16")); err != nil || x.names.network(exposedNet) != "app" {
+		t.Errorf("%v, the name is %q", err, x.names.network(exposedNet))
+	}
+}
+
 // TestExposedNetworkIsRemoved: the lease goes with it, and people hear of it.
 func TestExposedNetworkIsRemoved(t *testing.T) {
 	x, d, l := newExposing(t)
@@ -219,7 +228,7 @@ func TestExposedLeaseIsKept(t *testing.T) {
 		ID: exposedNet, Name: "app", IPAM: engine.IPAM{Driver: ipamDriver, Pools: []engine.Pool{{Subnet: exposedPool}}},
 	}}}
 	log, _ := test.NewNullLogger()
-	r := &reconciler{engine: e, driver: d, allocator: leases, names: newNetworkNames(), log: logrus.NewEntry(log)}
+	r := &reconciler{engine: e, driver: d, allocator: leases, names: noNames(nameDisk{}), log: logrus.NewEntry(log)}
 	for range 3 {
 		r.compareAll(t.Context())
 	}

@@ -47,6 +47,32 @@ func (f *fakeEngine) NetworkByID(_ context.Context, id string) (engine.Network, 
 	return n, nil
 }
 
+// nameDisk keeps names, but where it is nil.
+type nameDisk map[string][]byte
+
+func (d nameDisk) Load(string) (map[string][]byte, error) { return d, nil }
+
+func (d nameDisk) Apply(_ string, changes map[string][]byte) error {
+	if d == nil {
+		return errors.New("the disk is full")
+	}
+	for id, name := range changes {
+		if d[id] = name; name == nil {
+			delete(d, id)
+		}
+	}
+	return nil
+}
+
+// noNames are those of a disk, of which there are none yet in most tests.
+func noNames(d nameDisk) *networkNames {
+	n, err := loadNetworkNames(d, quiet())
+	if err != nil {
+		panic(err) // this disk can be read
+	}
+	return n
+}
+
 // fakeDriver keeps networks and endpoints; what stuck names is not removed.
 type fakeDriver struct {
 	networks  []driver.NetworkStatus

@@ -58,7 +58,7 @@ func (p *parts) close() {
 
 // build makes the parts, from the disk up. On an error nothing is left open.
 func build(version string, cfg config.Config, log *logrus.Entry) (*parts, error) {
-	p := &parts{kernel: host.New(), engine: engine.New(cfg.EngineSocket()), names: newNetworkNames(), removed: make(chan struct{}, 1), joined: newBell(), told: newBell()}
+	p := &parts{kernel: host.New(), engine: engine.New(cfg.EngineSocket()), removed: make(chan struct{}, 1), joined: newBell(), told: newBell()}
 	if err := p.open(version, cfg, log); err != nil {
 		p.close()
 		return nil, err
@@ -71,6 +71,9 @@ func (p *parts) open(version string, cfg config.Config, log *logrus.Entry) (err 
 		return err
 	}
 	if p.identity, err = identity(p.store); err != nil {
+		return err
+	}
+	if p.names, err = loadNetworkNames(p.store, log); err != nil {
 		return err
 	}
 	if p.addresses = []netip.Addr{cfg.Address}; !cfg.Address.IsValid() {
@@ -114,7 +117,7 @@ func (p *parts) join(version string, cfg config.Config, log *logrus.Entry) (err 
 		return err
 	}
 	f := fabric{p.node, p.allocator, mtu}
-	p.exposing = &exposing{allocator: p.allocator, holder: f.Holder, names: p.names, log: log}
+	p.exposing = &exposing{allocator: p.allocator, holder: f.Holder, names: p.names, engine: p.engine, log: log}
 	p.driver, err = driver.New(driver.Config{
 		Kernel: p.kernel, Fabric: f, Store: p.store,
 		NetworkName: p.names.network, Self: p.identity.ID.String(), Lost: p.exposing.lose, Changed: p.joined.ring, Log: log,

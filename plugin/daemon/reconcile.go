@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/docker/go-plugins-helpers/network"
@@ -27,38 +26,6 @@ const (
 
 // ipamDriver is what users call us; see also mayAskUs.
 const ipamDriver = "weave"
-
-// networkNames are Docker's names of the networks, as last heard.
-type networkNames struct {
-	mu       sync.Mutex
-	networks map[string]string
-}
-
-func newNetworkNames() *networkNames { return &networkNames{networks: map[string]string{}} }
-
-// network returns the name of a network, or "".
-func (n *networkNames) network(id string) string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.networks[id]
-}
-
-func (n *networkNames) set(id, name string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.networks[id] = name
-}
-
-// keep forgets all networks but some.
-func (n *networkNames) keep(ids map[string]bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for id := range n.networks {
-		if !ids[id] {
-			delete(n.networks, id)
-		}
-	}
-}
 
 // What the reconciler needs of the Engine, the driver and the allocator.
 type (
@@ -112,6 +79,7 @@ func (r *reconciler) run(ctx context.Context) error {
 	defer naming.Stop()
 	comparing := time.NewTimer(firstRound)
 	defer comparing.Stop()
+	r.nameAll(ctx)
 	for {
 		select {
 		case <-ctx.Done():

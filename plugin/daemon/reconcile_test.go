@@ -62,7 +62,7 @@ func newWorld() *world {
 			refs:   map[string]int{pool1: 1},
 		},
 	}
-	w.reconciler = &reconciler{engine: w.engine, driver: w.driver, allocator: w.leases, names: newNetworkNames(), log: quiet()}
+	w.reconciler = &reconciler{engine: w.engine, driver: w.driver, allocator: w.leases, names: noNames(nameDisk{}), log: quiet()}
 	return w
 }
 
@@ -332,6 +332,33 @@ func TestPoolID(t *testing.T) {
 		if err != nil || got.ID != poolID(p) {
 			t.Errorf("%v: allocator says %q, %v; want %q", p, got.ID, err, poolID(p))
 		}
+	}
+}
+
+// TestNamesAreKept: after a start of the plugin Docker may be silent for a while.
+func TestNamesAreKept(t *testing.T) {
+	disk := nameDisk{}
+	before := noNames(disk)
+	before.set("n", "net")
+	before.set("m", "other")
+	before.keep(map[string]bool{"n": true})
+	after := noNames(disk)
+	if after.network("n") != "net" || after.network("m") != "" {
+		t.Errorf("after a start: %v", after.networks)
+	}
+	full := noNames(nil)
+	if full.set("n", "net"); full.network("n") != "net" {
+		t.Error("a full disk takes the name away")
+	}
+}
+
+// TestNamesAtOnce: not only once a second is over.
+func TestNamesAtOnce(t *testing.T) {
+	w := newWorld()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel() // run ends before its first tick
+	if err := w.run(ctx); err != nil || w.names.network("n") != "net" {
+		t.Errorf("%v, network %q", err, w.names.network("n"))
 	}
 }
 

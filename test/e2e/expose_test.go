@@ -210,6 +210,13 @@ func exposedStatus(t *testing.T, hs []*dockerlab.Host, own string) {
 func TestExposeMakesNetwork(t *testing.T) {
 	beside(t)
 	h := hosts(t, 1)[0]
+	eventually(t, soon, func() error { // it may have just booted
+		s, err := statusOf(h)
+		if err == nil && s.Peer == "" {
+			err = errors.New("the plugin does no work yet")
+		}
+		return err
+	})
 	sub := subnet()
 	netw := "weave-" + strings.ReplaceAll(sub, "/", "-")
 	if _, err := h.Weave("expose", inSubnet(sub, 7)+"/24", "--export", "1:10.250.0.1:1"); err == nil {
@@ -226,12 +233,14 @@ func TestExposeMakesNetwork(t *testing.T) {
 	if err := json.Unmarshal([]byte(docker(t, h, "network", "inspect", "-f", "{{json .}}", netw)), &made); err != nil || made.Labels["org.weave.made"] != "expose" {
 		t.Errorf("labels %v: %v", made.Labels, err)
 	}
-	eventually(t, soon, func() error { // until the plugin has heard its name
-		if s := status(t, h); len(s.Exposed) != 1 || s.Exposed[0].Network != netw {
-			return fmt.Errorf("exposed: %+v", s.Exposed)
-		}
-		return nil
-	})
+	if s := status(t, h); len(s.Exposed) != 1 || s.Exposed[0].Network != netw {
+		t.Errorf("exposed: %+v", s.Exposed)
+	}
+	weave(t, h, "hide", own+"/24")
+	if _, err := h.Docker("network", "inspect", netw); err == nil {
+		t.Error("the network outlives weave hide")
+	}
+	own = weave(t, h, "expose", "net:"+sub)
 	docker(t, h, "network", "rm", netw)
 	s := status(t, h)
 	told := slices.ContainsFunc(s.Problems, func(p control.Problem) bool { return strings.Contains(p.What, own) && strings.Contains(p.What, netw) })

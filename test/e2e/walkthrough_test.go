@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -177,10 +178,28 @@ func TestWalkthrough(t *testing.T) {
 		}
 	}
 	if *writeWalkthrough {
-		if err := os.WriteFile(walkthroughDocument(), []byte(document.String()), 0o644); err != nil {
+		text := strings.ReplaceAll(document.String(), buildVersion(t), documentVersion)
+		if err := os.WriteFile(walkthroughDocument(), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
+}
+
+// documentVersion stands in the document for the version that was walked through,
+// which would be another one after each change.
+const documentVersion = "1.0.0"
+
+// versionSaid finds a version in what weave prints.
+var versionSaid = regexp.MustCompile(`(?: of weave |^Started weave |^version +)([^ ,]+)`)
+
+func buildVersion(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command(filepath.Join(dockerlab.BuildDir(), "weave"), "--version").Output()
+	version := strings.TrimSpace(strings.TrimPrefix(string(out), "weave "))
+	if err != nil || version == "" {
+		t.Fatalf("weave --version: %q, %v", out, err)
+	}
+	return version
 }
 
 // typeLine has a person at a host type a command, and returns what is shown.
@@ -220,6 +239,9 @@ func TestWalkthroughDocument(t *testing.T) {
 	inFence := false
 	for raw := range strings.Lines(string(text)) {
 		line := strings.TrimRight(raw, "\n")
+		if said := versionSaid.FindStringSubmatch(line); inFence && said != nil && said[1] != documentVersion {
+			t.Errorf("the document has the version %s, want %s: %s", said[1], documentVersion, line)
+		}
 		if line == fence {
 			inFence = !inFence
 		} else if inFence && !prompt.MatchString(line) {
