@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"weave/mesh/gossip"
 )
 
 // TestNotesOfMany: what twenty hosts tell of a thousand containers, all at once, is
@@ -15,10 +17,24 @@ func TestNotesOfMany(t *testing.T) {
 	var nodes []*node
 	var seeds []string
 	for i := range hosts {
-		nodes = append(nodes, start(t, configure(t, fmt.Sprintf("127.0.49.%d", i+1), seeds...)))
+		cfg := configure(t, fmt.Sprintf("127.0.49.%d", i+1), seeds...)
+		timing := gossip.DefaultTiming() // the probes of other tests are for few hosts
+		timing.Sum = cfg.tune.gossip.Sum // all at once, on one machine, some are lost
+		cfg.tune.gossip = timing
+		nodes = append(nodes, start(t, cfg))
 		seeds = []string{nodes[0].addr}
 	}
-	awaitMembers(t, nodes...)
+	long := func(what string, ok func() bool) {
+		t.Helper()
+		for end := time.Now().Add(6 * wait); !ok(); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("not within %s: %s", 6*wait, what)
+			}
+		}
+	}
+	for _, n := range nodes {
+		long(n.cfg.Nickname+" to have all members", func() bool { return len(n.Alive()) == hosts-1 })
+	}
 	began := time.Now()
 	for i, n := range nodes {
 		for j := range each {
@@ -36,7 +52,7 @@ func TestNotesOfMany(t *testing.T) {
 		}
 	}
 	for _, n := range nodes {
-		await(t, "all notes on "+n.cfg.Nickname, func() bool {
+		long("all notes on "+n.cfg.Nickname, func() bool {
 			return len(n.Notes("names")) == hosts*each && len(n.Endpoints()) == hosts*each
 		})
 	}

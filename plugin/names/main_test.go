@@ -47,6 +47,9 @@ type world struct {
 	refuse     error // of the engine
 	events     chan string
 	troubles   []error
+
+	listed chan struct{} // if not nil: has one when the engine has looked at its containers
+	answer chan struct{} // closed when it may tell
 }
 
 func newWorld(t *testing.T) *world {
@@ -218,8 +221,16 @@ func (w *world) Events(ctx context.Context, ready func(), changed func(string)) 
 
 func (w *world) Containers(context.Context) (out []engine.Container, err error) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	return slices.Collect(maps.Values(w.containers)), w.refuse
+	all, err := slices.Collect(maps.Values(w.containers)), w.refuse
+	w.mu.Unlock()
+	if w.listed != nil {
+		select {
+		case w.listed <- struct{}{}:
+		default:
+		}
+		<-w.answer
+	}
+	return all, err
 }
 
 func (w *world) Container(_ context.Context, id string) (engine.Container, error) {

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"weave/mesh"
 	"weave/plugin/engine"
@@ -76,7 +77,9 @@ func TestMissedEvents(t *testing.T) {
 // TestManyEvents holds that more events than may wait are not lost.
 func TestManyEvents(t *testing.T) {
 	w := newWorld(t)
+	w.listed, w.answer = make(chan struct{}, 1), make(chan struct{})
 	w.run()
+	<-w.listed // nobody reads events now
 	w.set(func() {
 		for i := range 2 * maxEvents {
 			name := fmt.Sprint("c", i)
@@ -87,6 +90,9 @@ func TestManyEvents(t *testing.T) {
 	for i := range 2 * maxEvents {
 		w.events <- fmt.Sprint("c", i)
 	}
+	for end := time.Now().Add(20 * time.Second); len(w.events) > 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+	}
+	close(w.answer)
 	for i := range 2 * maxEvents {
 		w.await(fmt.Sprint("c", i), fmt.Sprintf("10.32.%d.%d", i/250, 1+i%250))
 	}
