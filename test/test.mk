@@ -26,7 +26,7 @@ export GOFLAGS := $(strip $(shell $(GO) env GOFLAGS 2>/dev/null) -trimpath)
 
 ##@ Check and test
 
-.PHONY: check vulncheck test walkthrough fuzz sim scale bench demo demo-down lab-sweep
+.PHONY: check vulncheck test walkthrough fuzz sim scale bench bench-names demo demo-down lab-sweep
 
 check: vulncheck ## Run gofmt, vet, staticcheck, tidy, known vulnerabilities, architecture
 	@unformatted=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); \
@@ -92,6 +92,9 @@ bench: plugin ## Measure Weave and others side by side, 15 minutes; BENCH=-help 
 	cd test/bench && $(GO) build -o ../../build/bench/bench .
 	@build/bench/bench prepare || echo 'going on without it' >&2
 	@$(AS_ROOT) build/bench/bench $(BENCH)
+
+bench-names: ## Measure the name server beside another, a minute; writes docs/names.md
+	cd test/bench && $(GO) test -vet=off -count=1 -v -run '^TestNames$$' ./names -names.doc=$(CURDIR)/docs/names.md
 
 # LAB is the name of one demo among several.
 LAB ?=
