@@ -118,7 +118,8 @@ func configure(t testing.TB, ip string, peers ...string) Config {
 	addr := netip.MustParseAddr(ip)
 	log := quiet().WithField("node", ip)
 	timing := gossip.DefaultTiming()
-	timing.Gossip, timing.Probe, timing.ProbeTimeout = 20*time.Millisecond, 200*time.Millisecond, 100*time.Millisecond
+	timing.Gossip, timing.Greet = 20*time.Millisecond, 20*time.Millisecond
+	timing.Probe, timing.ProbeTimeout = 200*time.Millisecond, 100*time.Millisecond
 	timing.Sum, timing.Rejoin, timing.Retry = 100*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
 	return Config{
 		Identity: testIdentity(t), Password: []byte("secret"), Nickname: "host-" + ip,

@@ -1,3 +1,8 @@
+// The runtime would look every second whether the CPUs or their limit have changed,
+// for as long as the daemon lives; a limit at its start is heeded all the same.
+//
+//go:debug updatemaxprocs=0
+
 // Command weave is the whole of Weave in one binary: `weave daemon` is the
 // Docker plugin, the other verbs start, show and steer it. Here the two are only joined.
 package main

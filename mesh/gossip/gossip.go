@@ -91,7 +91,8 @@ var (
 
 // Timing are the intervals of the protocol.
 type Timing struct {
-	Gossip       time.Duration // between rounds of memberlist's broadcasts
+	Gossip       time.Duration // between rounds of memberlist's broadcasts: each wakes the process, idle or not
+	Greet        time.Duration // between groups of new members that are shown our sum
 	Probe        time.Duration // between probes of one member each
 	ProbeTimeout time.Duration // for the answer to a direct probe
 	PushPull     time.Duration // between memberlist's push/pulls
@@ -109,7 +110,8 @@ type Timing struct {
 // one is dead, and one that is cut off from all others within half a minute.
 func DefaultTiming() Timing {
 	return Timing{
-		Gossip:       100 * time.Millisecond,
+		Gossip:       200 * time.Millisecond,
+		Greet:        100 * time.Millisecond,
 		Probe:        time.Second,
 		ProbeTimeout: 500 * time.Millisecond,
 		PushPull:     20 * time.Second,

@@ -87,7 +87,7 @@ func TestEachWayAlone(t *testing.T) {
 // up for by sums, which this test does without: so one of several is enough.
 func TestNewMemberIsGreeted(t *testing.T) {
 	n := newNetwork(t)
-	quiet := func(c *Config) { c.Timing = never(); c.Timing.Gossip = quick().Gossip }
+	quiet := func(c *Config) { c.Timing = never(); c.Timing.Gossip, c.Timing.Greet = quick().Gossip, quick().Greet }
 	a, b := n.start(1, 1, quiet), n.start(2, 1, quiet)
 	b.join(a)
 	var newcomers []*node

@@ -26,6 +26,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func quick() Timing {
 	return Timing{
 		Gossip:       10 * time.Millisecond,
+		Greet:        10 * time.Millisecond,
 		Probe:        60 * time.Millisecond,
 		ProbeTimeout: 30 * time.Millisecond,
 		PushPull:     300 * time.Millisecond,
@@ -44,6 +45,7 @@ func quick() Timing {
 func never() Timing {
 	t := quick()
 	t.Gossip, t.Probe, t.PushPull, t.Sum, t.Rejoin = time.Hour, time.Hour, time.Hour, time.Hour, time.Hour
+	t.Greet = time.Hour
 	return t
 }
 

@@ -71,7 +71,8 @@ func TestNewcomerIntroducesItself(t *testing.T) {
 			n := newNetwork(t)
 			quiet := func(c *Config) {
 				c.Timing = never()
-				c.Timing.Gossip, c.Timing.Settle, c.Timing.Newcomer = quick().Gossip, time.Hour, tc.newcomer
+				c.Timing.Gossip, c.Timing.Greet = quick().Gossip, quick().Greet
+				c.Timing.Settle, c.Timing.Newcomer = time.Hour, tc.newcomer
 			}
 			a, b := n.start(1, 1, quiet), n.start(2, 1, quiet)
 			b.join(a)
@@ -146,7 +147,7 @@ func TestNewsComeFirst(t *testing.T) {
 func TestNewcomerFetchesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		quiet := func(c *Config) { c.Timing = never(); c.Timing.Gossip = quick().Gossip }
+		quiet := func(c *Config) { c.Timing = never(); c.Timing.Gossip, c.Timing.Greet = quick().Gossip, quick().Greet }
 		answer := make(chan struct{})
 		a := n.start(1, 1, quiet, func(c *Config) {
 			c.Replicas = map[string]Replica{"records": slow{c.Replicas["records"].(*table), answer}}

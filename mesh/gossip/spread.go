@@ -110,10 +110,10 @@ func (g *Gossip) tend(ctx context.Context) {
 			g.tellAll(g.mySum(typeNews))
 		case <-g.members.came:
 			if greet == nil {
-				greet = time.After(g.cfg.Timing.Gossip)
+				greet = time.After(g.cfg.Timing.Greet)
 			}
 		case now := <-greet:
-			greet = time.After(g.cfg.Timing.Gossip)
+			greet = time.After(g.cfg.Timing.Greet)
 			if g.pulls.awaited() {
 				continue // what we have does not say much yet
 			}

@@ -13,6 +13,7 @@ import (
 
 func (a *app) dnsAddCommand() *cobra.Command {
 	var network string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "dns-add NAME ADDRESS...",
 		Short: "Have containers find addresses by a name",
@@ -31,15 +32,20 @@ Addresses are added to those that the name has.`,
 			if err != nil {
 				return err
 			}
-			return a.client().AddName(cmd.Context(), r)
+			if err := a.client().AddName(cmd.Context(), r); err != nil || !asJSON {
+				return err
+			}
+			return printJSON(cmd.OutOrStdout(), r)
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
 	a.networkFlag(cmd, &network)
 	return cmd
 }
 
 func (a *app) dnsRemoveCommand() *cobra.Command {
 	var network string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "dns-remove NAME [ADDRESS...]",
 		Short: "Take back names that weave dns-add was given",
@@ -57,9 +63,13 @@ the same --network.`,
 			if err != nil {
 				return err
 			}
-			return a.client().RemoveName(cmd.Context(), r)
+			if err := a.client().RemoveName(cmd.Context(), r); err != nil || !asJSON {
+				return err
+			}
+			return printJSON(cmd.OutOrStdout(), r)
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
 	a.networkFlag(cmd, &network)
 	return cmd
 }
@@ -126,7 +136,7 @@ func nameAndAddresses(least int) cobra.PositionalArgs {
 }
 
 func nameRequest(args []string, network string) (control.NameRequest, error) {
-	r := control.NameRequest{Name: args[0], Network: network}
+	r := control.NameRequest{Name: args[0], Addresses: []netip.Addr{}, Network: network}
 	for _, s := range args[1:] {
 		addr, err := netip.ParseAddr(s)
 		if err != nil {

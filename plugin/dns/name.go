@@ -54,7 +54,7 @@ func reversed(name string) (addr netip.Addr, ok bool) {
 			labels[i], labels[j] = labels[j], labels[i]
 		}
 		addr, err := netip.ParseAddr(strings.Join(labels, "."))
-		return addr, err == nil
+		return addr, err == nil && addr.Is4()
 	}
 	rest, is6 := strings.CutSuffix(name, reverse6)
 	if !is6 || len(rest) != 63 {
