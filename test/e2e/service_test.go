@@ -33,8 +33,8 @@ func TestService(t *testing.T) {
 	if _, err := h.Run("kill", "-9", service); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, soon, func() error { // as systemd does: its sockets are served until it is gone
-		_, err := h.Run("sh", "-c", "! grep -q '^State:[^Z]*$' /proc/"+service+"/status")
+	eventually(t, soon, func() error { // as systemd does: its sockets are served until all its threads are gone
+		_, err := h.Run("sh", "-c", "! grep -qs '^State:[^Z]*$' /proc/"+service+"/task/*/status")
 		return err
 	})
 	startService(t, h, other.Net().IP4().String())
