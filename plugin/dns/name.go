@@ -30,13 +30,6 @@ func validName(s string) bool {
 	return true
 }
 
-// Clean makes a name that can be asked for of what people and Docker call
-// things: lower case, without a dot at the end. ok is false if there is none.
-func Clean(s string) (name string, ok bool) {
-	name = strings.ToLower(strings.TrimSuffix(s, "."))
-	return name, validName(name)
-}
-
 const (
 	reverse4 = ".in-addr.arpa"
 	reverse6 = ".ip6.arpa"

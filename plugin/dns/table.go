@@ -138,13 +138,3 @@ func (t *Table) Names(scopes []Scope, addr netip.Addr) (out []string) {
 	slices.Sort(out)
 	return out
 }
-
-// Len returns how many records there are, of how many sources.
-func (t *Table) Len() (records, sources int) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	for _, of := range t.sources {
-		records += len(of)
-	}
-	return records, len(t.sources)
-}
