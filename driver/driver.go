@@ -54,7 +54,9 @@ type Kernel interface {
 	RemoveBridge(name string) error
 	AttachPort(bridge, link string) error
 	CreateVeth(name, peer string, mtu int, mac net.HardwareAddr) error
-	DeleteLink(name string) error
+	// RetireLink deletes a pair of links, of which one is in a sandbox or, before
+	// Docker has moved it, is not.
+	RetireLink(name, sandbox string) error
 	HasLink(name string) (bool, error)
 	Routes() ([]host.Route, error)
 	EnsureFirewall(exposed ...host.Exposed) ([]host.Blocked, error)

@@ -242,7 +242,7 @@ func TestEndpointRollsBack(t *testing.T) {
 	if res := r.mustJoin(t, "n1", "e1", sandbox1); len(res.StaticRoutes) != 1 {
 		t.Error("no multicast route")
 	}
-	for _, step := range []string{"Withdraw", "DeleteLink", "Apply"} {
+	for _, step := range []string{"Withdraw", "RetireLink", "Apply"} {
 		r.set(step)
 		if err := r.Leave(t.Context(), &api.LeaveRequest{NetworkID: "n1", EndpointID: "e1"}); !errors.Is(err, errInjected) {
 			t.Fatalf("%s: %v", step, err)
@@ -315,7 +315,7 @@ func TestAddressOfDeadEndpoint(t *testing.T) {
 	if _, err := r.CreateEndpoint(t.Context(), again); err == nil {
 		t.Fatal("a living endpoint lost its address")
 	}
-	if err := r.kernel.DeleteLink(r.Endpoints()[0].Link); err != nil {
+	if err := r.kernel.RetireLink(r.Endpoints()[0].Link, ""); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := r.CreateEndpoint(t.Context(), again); err != nil {

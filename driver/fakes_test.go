@@ -21,8 +21,6 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var _ Kernel = (*host.Kernel)(nil)
-
 var errInjected = errors.New("injected")
 
 // faults fails the calls that a test names, and counts all.
@@ -132,8 +130,8 @@ func (k *fakeKernel) CreateVeth(name, peer string, mtu int, mac net.HardwareAddr
 	})
 }
 
-func (k *fakeKernel) DeleteLink(name string) error {
-	return k.change("DeleteLink", func() error {
+func (k *fakeKernel) RetireLink(name, sandbox string) error {
+	return k.change("RetireLink", func() error {
 		delete(k.links, k.links[name].peer)
 		delete(k.links, name)
 		return nil

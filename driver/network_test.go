@@ -247,7 +247,7 @@ func TestFirewallGoesWithTheLastNetwork(t *testing.T) {
 }
 
 func TestDeleteNetworkAgainAfterFailure(t *testing.T) {
-	for _, step := range []string{"Withdraw", "DeleteLink", "RemoveBridge", "LeaveSegment", "Apply"} {
+	for _, step := range []string{"Withdraw", "RetireLink", "RemoveBridge", "LeaveSegment", "Apply"} {
 		t.Run(step, func(t *testing.T) {
 			r := newRig(t)
 			r.mustCreateNetwork(t, "n1", "10.32.0.0/16")

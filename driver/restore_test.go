@@ -347,7 +347,7 @@ func (r *rig) actions(t *testing.T) map[string]func(*rapid.T) {
 	}
 	steps := []string{
 		"Apply", "JoinSegment", "LeaveSegment", "Announce", "Withdraw", "EnsureBridge", "RemoveBridge",
-		"AttachPort", "CreateVeth", "DeleteLink", "HasLink", "Routes", "EnsureFirewall", "Forwards",
+		"AttachPort", "CreateVeth", "RetireLink", "HasLink", "Routes", "EnsureFirewall", "Forwards",
 	}
 	r.kernel.forwards = true
 	return map[string]func(*rapid.T){

@@ -164,5 +164,5 @@ func (d *Driver) unplug(e *endpoint) error {
 		}
 		d.setAnnounced(e, false)
 	}
-	return d.kernel.DeleteLink(e.rec.hostLink())
+	return d.kernel.RetireLink(e.rec.hostLink(), e.rec.Sandbox)
 }

@@ -8,7 +8,8 @@
 // network namespace of the calling thread.
 //
 // The package knows nothing of Docker's networks and endpoints, keeps no
-// state, and never enters the namespace of a container.
+// state but of links that are about to be deleted, and never enters the
+// namespace of a container.
 package host
 
 import (
@@ -33,28 +34,44 @@ const (
 // Kernel is the kernel of the calling thread's network namespace.
 type Kernel struct {
 	firewall sync.Mutex // held from reading the rules to changing them
+
+	waiting chan struct{}  // an element for each link of retired
+	retired sync.WaitGroup // links that are to be deleted
+	closing chan struct{}  // closed by Close
 }
 
-// New returns a Kernel; it touches nothing yet.
-func New() *Kernel { return &Kernel{} }
+// New returns a Kernel; it touches nothing yet. Who retires links has to close it.
+func New() *Kernel {
+	return &Kernel{waiting: make(chan struct{}, maxRetired), closing: make(chan struct{})}
+}
 
 // withNetlink runs op on a socket of its own, so that requests of different
 // endpoints do not queue behind each other. op is run again from its start
 // after an interruption, so it must be idempotent.
 func withNetlink(op func(h *netlink.Handle) error) error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	h, err := newHandle()
 	if err != nil {
-		return fmt.Errorf("open netlink socket: %w", err)
+		return err
 	}
 	defer h.Close()
-	if err := h.SetSocketTimeout(requestTimeout); err != nil {
-		return fmt.Errorf("set netlink timeout: %w", err)
-	}
 	err = retry(func() error { return op(h) })
 	if errors.Is(err, unix.EAGAIN) {
 		return fmt.Errorf("the kernel gave no answer for %s: %w", requestTimeout, err)
 	}
 	return err
+}
+
+// newHandle opens a socket in the calling thread's namespace.
+func newHandle() (*netlink.Handle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	if err := h.SetSocketTimeout(requestTimeout); err != nil {
+		h.Close()
+		return nil, fmt.Errorf("set netlink timeout: %w", err)
+	}
+	return h, nil
 }
 
 // retry repeats op while it is interrupted.

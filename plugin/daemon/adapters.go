@@ -10,13 +10,26 @@ import (
 	"time"
 
 	"weave/driver"
+	"weave/driver/host"
 	"weave/ipam"
 	"weave/ipam/ring"
 	"weave/mesh"
 	"weave/mesh/id"
 	"weave/plugin/dockerapi"
 	"weave/plugin/engine"
+	"weave/plugin/sandbox"
 )
+
+// kernel is the host's, which reaches into sandboxes.
+type kernel struct {
+	*host.Kernel
+	run string // where the host's /run is
+}
+
+// RetireLink implements driver.Kernel.
+func (k kernel) RetireLink(name, key string) error {
+	return k.Kernel.RetireLink(name, func(link, peer int) error { return sandbox.Hide(sandboxPath(k.run, key), link, peer) })
+}
 
 // fabric is the mesh as the network driver sees it.
 type fabric struct {

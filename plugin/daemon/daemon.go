@@ -206,6 +206,9 @@ func (d *daemon) run(ctx context.Context, p *parts) error {
 	if err := p.kernel.EnsureSysctls(); err != nil {
 		d.log.WithError(err).Warn("system settings stay as they are")
 	}
+	if err := p.kernel.DeleteRetired(); err != nil {
+		d.log.WithError(err).Warn("links of containers that are gone stay")
+	}
 	// A new run replaces all that the one before announced: what is still here
 	// is announced again before the first peer hears of this run.
 	const restore = "restore networks"

@@ -48,6 +48,7 @@ type parts struct {
 
 // close gives back what build took and Run does not.
 func (p *parts) close() {
+	p.kernel.Close()
 	if p.node != nil {
 		_ = p.node.Close()
 	}
@@ -119,7 +120,7 @@ func (p *parts) join(version string, cfg config.Config, log *logrus.Entry) (err 
 	f := fabric{p.node, p.allocator, mtu}
 	p.exposing = &exposing{allocator: p.allocator, holder: f.Holder, names: p.names, engine: p.engine, log: log}
 	p.driver, err = driver.New(driver.Config{
-		Kernel: p.kernel, Fabric: f, Store: p.store,
+		Kernel: kernel{p.kernel, cfg.Run}, Fabric: f, Store: p.store,
 		NetworkName: p.names.network, Self: p.identity.ID.String(), Lost: p.exposing.lose, Changed: p.joined.ring, Log: log,
 	})
 	p.exposing.driver = p.driver

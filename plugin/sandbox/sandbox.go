@@ -1,7 +1,8 @@
 // Package sandbox stands between the containers of a sandbox and Docker's
 // resolver there: what they ask it comes to sockets of ours, and what we do not
 // know is passed on to it. It enters network namespaces by their paths, and
-// leaves nothing in them but sockets and one table of nftables.
+// leaves nothing in them but sockets and one table of nftables. It also hides a
+// device that is to be deleted.
 //
 // It does not know what is asked (see plugin/dns), whose sandbox it is, nor
 // Docker's API. A sandbox in which Docker's resolver does not run is entered all

@@ -19,6 +19,7 @@ import (
 func TestBadNetworks(t *testing.T) {
 	hs := hosts(t, 1)
 	h := hs[0]
+	awaitNoRetired(t, hs)
 	before, linksBefore := docker(t, h, "network", "ls", "-q"), links(t, hs)
 	tests := []struct {
 		name  string

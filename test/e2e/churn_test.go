@@ -45,6 +45,7 @@ func TestChurn(t *testing.T) {
 	for _, h := range hs { // the first one ever makes docker_gwbridge
 		docker(t, h, "run", "--rm", "--net", net, dockerlab.Image, "true")
 	}
+	awaitNoRetired(t, hs)
 	linksBefore, rulesBefore, useBefore := links(t, hs), rules(t, hs), poolUse(t, hs, sub)
 	addresses := held{by: map[string]string{}}
 	var group errgroup.Group
@@ -124,6 +125,17 @@ func rules(t *testing.T, hosts []*dockerlab.Host) string {
 		fmt.Fprintln(&all, h.Name(), listed)
 	}
 	return all.String()
+}
+
+// awaitNoRetired waits until the links of containers that are gone are gone, too.
+func awaitNoRetired(t *testing.T, hosts []*dockerlab.Host) {
+	t.Helper()
+	eventually(t, soon, func() error {
+		if all := links(t, hosts); slices.ContainsFunc(all, func(l string) bool { return strings.Contains(l, " wvx") }) {
+			return fmt.Errorf("links are %v", all)
+		}
+		return nil
+	})
 }
 
 // links returns the links of all hosts in order.

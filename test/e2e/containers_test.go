@@ -133,9 +133,12 @@ func TestAttachAndRun(t *testing.T) {
 	if out := weave(t, h1, "detach", "192.168.0.2/24", a.name); out != "192.168.0.2" {
 		t.Errorf("detach printed %q", out)
 	}
-	if n := len(a.ifaces()); n != 1 {
-		t.Errorf("%d interfaces after it was detached", n)
-	}
+	eventually(t, soon, func() error {
+		if n := len(a.ifaces()); n != 1 {
+			return fmt.Errorf("%d interfaces after it was detached", n)
+		}
+		return nil
+	})
 	weave(t, h1, "detach", b.name)
 	weave(t, h2, "detach", c.name)
 	for _, h := range hs {

@@ -180,6 +180,15 @@ func TestConnectAndDisconnect(t *testing.T) {
 	if _, err := a.try("ping", "-c1", "-W1", b.ip()); err == nil {
 		t.Error("still reachable after disconnect")
 	}
+	docker(t, hs[0], "network", "connect", netB, a.name)
+	a.reaches(b.ip(), soon)
+	docker(t, hs[0], "network", "disconnect", netB, a.name)
+	eventually(t, soon, func() error {
+		if n := len(a.ifaces()); n != 2 {
+			return fmt.Errorf("the container has %d interfaces, want 2", n)
+		}
+		return nil
+	})
 }
 
 // TestMTU: an option sets it, and without one whole frames fit one datagram.
