@@ -30,6 +30,7 @@ const (
 	nebula    = "nebula"
 	nebulaMQ  = "nebula-mq"
 	sealed    = "weave"
+	hostwise  = "weave-hosts"
 	chacha    = "weave-chacha"
 	fast      = "weave-fast"
 )
@@ -45,6 +46,7 @@ func systems() []system {
 		{vxlan, "kernel VXLAN, not encrypted", buildVXLAN, false},
 		{fast, "Weave, fast path, not encrypted", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveFast, weaveBinary()) }, false},
 		{sealed, "Weave, sealed, AES-256-GCM", buildSealed(weaveBinary()), true},
+		{hostwise, "Weave, sealed, AES-256-GCM, between the hosts", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveHosts, weaveBinary()) }, false},
 		{chacha, "Weave, sealed, ChaCha20-Poly1305", func(ctx context.Context, p *pair) error { return buildWeave(ctx, p, weaveChaCha, weaveBinary()) }, false},
 		{nebula, "nebula, tuned", func(ctx context.Context, p *pair) error { return buildNebula(ctx, p, 1) }, false},
 		{nebulaMQ, "nebula, tuned, 2 routines", func(ctx context.Context, p *pair) error { return buildNebula(ctx, p, 2) }, false},

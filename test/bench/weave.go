@@ -29,6 +29,7 @@ const (
 	weaveAES    weaveKind = iota
 	weaveChaCha           // as on a CPU without AES
 	weaveFast             // without a password, through the kernel
+	weaveHosts            // as weaveAES, the load on the hosts themselves, by weave expose
 )
 
 // errLacks means that a system is not there to be measured; the run goes on
@@ -53,16 +54,25 @@ func weaveBinary() string { return filepath.Join(dockerlab.BuildDir(), "weave") 
 // namespace that the endpoint's link goes to.
 func buildWeave(ctx context.Context, p *pair, kind weaveKind, binary string) error {
 	p.note = "bridge, veth and container on each host"
+	if kind == weaveHosts {
+		p.note = "bridge on each host, with an address of the host's own"
+	}
 	for i := range p.ends {
-		if err := p.addContainer(i, overlay(i).Addr()); err != nil {
-			return err
+		if kind != weaveHosts {
+			if err := p.addContainer(i, overlay(i).Addr()); err != nil {
+				return err
+			}
 		}
 		if err := p.startWeave(i, kind, binary); err != nil {
 			return err
 		}
 	}
 	for i := range p.ends {
-		if err := p.joinWeave(ctx, i); err != nil {
+		join := p.joinWeave
+		if kind == weaveHosts {
+			join = p.exposeWeave
+		}
+		if err := join(ctx, i); err != nil {
 			return err
 		}
 	}
@@ -89,7 +99,7 @@ func (p *pair) startWeave(i int, kind weaveKind, binary string) error {
 		env = append(env, "WEAVE_PEERS="+p.ends[0].host.IP4().String())
 	}
 	switch kind {
-	case weaveAES:
+	case weaveAES, weaveHosts:
 		env = append(env, "WEAVE_PASSWORD="+weavePassword)
 	case weaveChaCha:
 		env = append(env, "WEAVE_PASSWORD="+weavePassword, noAES())
@@ -128,21 +138,60 @@ func runWeave(_ context.Context, args []string) error {
 	return syscall.Exec(args[0], []string{"weave", "daemon"}, os.Environ())
 }
 
-// joinWeave does what dockerd does for `docker network create` and `docker run`.
-func (p *pair) joinWeave(ctx context.Context, i int) error {
-	e := &p.ends[i]
+// createWeave does what dockerd does for `docker network create`. It returns the
+// network's ID, and how to call the plugin.
+func (p *pair) createWeave(ctx context.Context, i int) (string, pluginCall, error) {
 	call := pluginCaller(filepath.Join(p.weaveDir(i), "run/docker/plugins/weave.sock"))
-	network, endpoint := strings.Repeat("b", 64), strings.Repeat(fmt.Sprint(i+1), 64)
-	created := map[string]any{
-		"NetworkID": network, "Options": map[string]any{"com.docker.network.generic": map[string]any{}},
-		"IPv4Data": []any{map[string]any{"AddressSpace": "LocalDefault", "Pool": overlay(i).Masked().String()}},
+	network, pool := strings.Repeat("b", 64), overlay(i).Masked().String()
+	err := p.retry(ctx, func() error {
+		return call(ctx, "IpamDriver.RequestPool", map[string]any{"AddressSpace": "LocalDefault", "Pool": pool}, nil)
+	})
+	if err != nil {
+		return "", nil, err
 	}
+	return network, call, call(ctx, "NetworkDriver.CreateNetwork", map[string]any{
+		"NetworkID": network, "Options": map[string]any{"com.docker.network.generic": map[string]any{}},
+		"IPv4Data": []any{map[string]any{"AddressSpace": "LocalDefault", "Pool": pool}},
+	}, nil)
+}
+
+// exposeWeave does what `weave expose` does after `docker network create`.
+func (p *pair) exposeWeave(ctx context.Context, i int) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
-	err := p.retry(ctx, func() error { return call(ctx, "NetworkDriver.CreateNetwork", created, nil) })
+	if _, _, err := p.createWeave(ctx, i); err != nil {
+		return err
+	}
+	var exposed []struct{ Bridge string }
+	call := pluginCaller(filepath.Join(p.weaveDir(i), "run/weave/weave.sock"))
+	err := call(ctx, "v1/expose", map[string]any{
+		"targets": []any{map[string]any{"subnet": overlay(i).Masked(), "address": overlay(i).Addr()}},
+	}, &exposed)
 	if err != nil {
 		return err
 	}
+	if len(exposed) != 1 {
+		return fmt.Errorf("%d addresses are exposed", len(exposed))
+	}
+	p.ends[i].addr = overlay(i).Addr()
+	return p.ends[i].host.Do(func() error {
+		l, err := netlink.LinkByName(exposed[0].Bridge)
+		if err == nil {
+			p.mtu = l.Attrs().MTU
+		}
+		return err
+	})
+}
+
+// joinWeave does what dockerd does for `docker network create` and `docker run`.
+func (p *pair) joinWeave(ctx context.Context, i int) error {
+	ctx, cancel := context.WithTimeout(ctx, startLimit)
+	defer cancel()
+	network, call, err := p.createWeave(ctx, i)
+	if err != nil {
+		return err
+	}
+	e, endpoint := &p.ends[i], strings.Repeat(fmt.Sprint(i+1), 64)
 	var made struct{ Interface struct{ MacAddress string } }
 	err = call(ctx, "NetworkDriver.CreateEndpoint", map[string]any{
 		"NetworkID": network, "EndpointID": endpoint, "Interface": map[string]any{"Address": overlay(i).String()},
@@ -189,8 +238,11 @@ func (p *pair) retry(ctx context.Context, f func() error) error {
 	}
 }
 
+// pluginCall calls a method of a plugin, and decodes the answer into reply.
+type pluginCall func(ctx context.Context, method string, args, reply any) error
+
 // pluginCaller returns how to call a plugin as dockerd does.
-func pluginCaller(socket string) func(ctx context.Context, method string, args, reply any) error {
+func pluginCaller(socket string) pluginCall {
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", socket)
