@@ -160,14 +160,19 @@ func openDoor(ctx context.Context, listen netip.AddrPort) (dns.Door, error) {
 	var l net.ListenConfig
 	udp, err := l.ListenPacket(ctx, "udp", listen.String())
 	if err != nil {
-		return dns.Door{}, err
+		return dns.Door{}, doorError{err}
 	}
 	tcp, err := l.Listen(ctx, "tcp", listen.String())
 	if err != nil {
-		return dns.Door{}, errors.Join(err, udp.Close())
+		return dns.Door{}, doorError{errors.Join(err, udp.Close())}
 	}
 	return dns.Door{UDP: udp, TCP: tcp}, nil
 }
+
+// doorError is why names are not answered on an address of the host.
+type doorError struct{ error }
+
+func (e doorError) Unwrap() error { return e.error }
 
 // others is what those see who ask on an address of the host.
 func (n *naming) others() []dns.Scope {

@@ -2,9 +2,11 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"reflect"
+	"syscall"
 	"testing"
 
 	"weave/driver"
@@ -64,8 +66,8 @@ func TestOpenDoor(t *testing.T) {
 		t.Fatal(err)
 	}
 	at := netip.MustParseAddrPort(taken.Addr().String())
-	if door, err := openDoor(context.Background(), at); err == nil {
-		t.Errorf("opened %v", door)
+	if door, err := openDoor(context.Background(), at); !errors.As(err, new(doorError)) || !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("opened %v: %v", door, err)
 	}
 	if err := taken.Close(); err != nil {
 		t.Fatal(err)

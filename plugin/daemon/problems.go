@@ -127,6 +127,10 @@ func wayOut(err error) string {
 	switch {
 	case errors.Is(err, sock.ErrInUse), errors.Is(err, store.ErrLocked):
 		return "stop the other weave on this host"
+	case errors.As(err, new(doorError)) && errors.Is(err, syscall.EADDRINUSE):
+		return "stop the program that uses the port, or set " + config.DNSListen + " to another one, as 192.0.2.7:5353"
+	case errors.As(err, new(doorError)) && errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "set " + config.DNSListen + " to an address of this host, or leave it out to answer containers only"
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "stop the program that uses the port, or set " + config.Port + " to a free one"
 	case errors.Is(err, syscall.EADDRNOTAVAIL), errors.Is(err, host.ErrNoSuchAddr):

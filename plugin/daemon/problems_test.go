@@ -60,15 +60,17 @@ func TestProblems(t *testing.T) {
 		"names": {func(f *findings) {
 			f.deaf = map[string]error{"/run/docker/netns/1": errFirst, "/run/docker/netns/2": errFirst}
 		}, control.Warning, []string{"by name: first", "-> see the plugin's log"}},
-		"task":         {trouble(errFirst), control.Error, []string{"cannot start: outer: first", "-> see the plugin's log"}},
-		"two errors":   {trouble(errors.Join(errFirst, errSecond)), control.Error, []string{"cannot start: outer: first; second"}},
-		"port taken":   {trouble(syscall.EADDRINUSE), control.Error, []string{"-> stop the program that uses the port", "WEAVE_PORT"}},
-		"no address":   {trouble(syscall.EADDRNOTAVAIL), control.Error, []string{"WEAVE_ADDRESS"}},
-		"corrupt":      {trouble(store.ErrCorrupt), control.Error, []string{"corrupt state", "backup"}},
-		"format":       {trouble(store.ErrFormat), control.Error, []string{"version"}},
-		"locked":       {trouble(store.ErrLocked), control.Error, []string{"-> stop the other weave"}},
-		"socket taken": {trouble(sock.ErrInUse), control.Error, []string{"-> stop the other weave"}},
-		"disk full":    {trouble(syscall.ENOSPC), control.Error, []string{"room"}},
+		"task":              {trouble(errFirst), control.Error, []string{"cannot start: outer: first", "-> see the plugin's log"}},
+		"two errors":        {trouble(errors.Join(errFirst, errSecond)), control.Error, []string{"cannot start: outer: first; second"}},
+		"port taken":        {trouble(syscall.EADDRINUSE), control.Error, []string{"-> stop the program that uses the port", "WEAVE_PORT"}},
+		"names' port taken": {trouble(doorError{syscall.EADDRINUSE}), control.Error, []string{"WEAVE_DNS_LISTEN", "5353"}},
+		"names' address":    {trouble(doorError{syscall.EADDRNOTAVAIL}), control.Error, []string{"WEAVE_DNS_LISTEN to an address"}},
+		"no address":        {trouble(syscall.EADDRNOTAVAIL), control.Error, []string{"WEAVE_ADDRESS"}},
+		"corrupt":           {trouble(store.ErrCorrupt), control.Error, []string{"corrupt state", "backup"}},
+		"format":            {trouble(store.ErrFormat), control.Error, []string{"version"}},
+		"locked":            {trouble(store.ErrLocked), control.Error, []string{"-> stop the other weave"}},
+		"socket taken":      {trouble(sock.ErrInUse), control.Error, []string{"-> stop the other weave"}},
+		"disk full":         {trouble(syscall.ENOSPC), control.Error, []string{"room"}},
 		"firewall": {func(f *findings) {
 			f.blocked = []host.Blocked{{Family: "IPv4", Command: "iptables-legacy -I"}}
 		}, control.Error, []string{"IPv4 firewall", "-> run `iptables-legacy -I`"}},

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 
 	"weave/test/dockerlab"
@@ -40,6 +41,23 @@ func TestIPv6(t *testing.T) {
 		t.Errorf("addresses are not unique: %v", seen)
 	}
 	sameRings(t, hs, sub4, sub6)
+	namesOfIPv6(t, all[0], all[1])
+}
+
+// namesOfIPv6: a container is found by both its addresses, and its name by both. What
+// has addresses of one family only has none of the other; it is not asked elsewhere.
+func namesOfIPv6(t *testing.T, asker, far container) {
+	t.Helper()
+	asker.finds(far.name, far.ip()+" "+far.ip6())
+	asker.findsAs(far.ip6(), far.name)
+	asker.findsAs(far.ip(), far.name)
+	for _, address := range []string{"fd00::7", "192.0.2.7"} {
+		name := uniqueName("one-family")
+		weave(t, far.host, "dns-add", name, address, "--network", far.net)
+		asker.finds(name, address) // of the other family there are none, without an error
+		asker.findsAs(address, name)
+		weave(t, far.host, "dns-remove", name, "--network", far.net)
+	}
 }
 
 // TestIPv6WithoutIPv4Subnet: an engine that asks for an IPv4 pool all the same
@@ -55,4 +73,9 @@ func TestIPv6WithoutIPv4Subnet(t *testing.T) {
 	if a.ip6() == b.ip6() {
 		t.Errorf("both have %s", a.ip6())
 	}
+	if a.ip() != "" || b.ip() != "" {
+		t.Logf("have IPv4 %s, %s", a.ip(), b.ip())
+	}
+	a.finds(b.name, strings.TrimSpace(b.ip()+" "+b.ip6()))
+	a.findsAs(b.ip6(), b.name)
 }

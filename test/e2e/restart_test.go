@@ -143,6 +143,8 @@ func TestRestarts(t *testing.T) {
 			eventually(t, afterBoot, func() error { return isBack(c) })
 			far.reaches(c.ip(), afterBoot)
 			c.reaches(far.ip(), soon)
+			far.finds(c.name, c.ip())
+			c.finds(far.name, far.ip())
 		}
 		if got := fixed.ip(); got != wish {
 			t.Errorf("%s: --ip became %s", step.name, got)
@@ -152,6 +154,8 @@ func TestRestarts(t *testing.T) {
 		}
 		fresh := run(t, h, net, nil)
 		far.reaches(fresh.ip(), soon)
+		far.finds(fresh.name, fresh.ip())
+		fresh.finds(fixed.name, fixed.ip())
 		docker(t, h, "rm", "-f", fresh.name)
 		t.Logf("%s: the engine answers after %s, all is well after %s", step.name,
 			answers.Round(time.Millisecond), time.Since(begin).Round(time.Millisecond))

@@ -65,14 +65,20 @@ func removeCovered(path string) error {
 }
 
 func inNamespace(name string, f func() error) error {
+	return Inside(filepath.Join(netnsDir, name), f)
+}
+
+// Inside runs f on a thread of its own inside the network namespace at a path. The
+// goroutines that f starts are not in it.
+func Inside(path string, f func() error) error {
 	return onOwnThread(func() error {
-		ns, err := netns.GetFromName(name)
+		ns, err := netns.GetFromPath(path)
 		if err != nil {
-			return fmt.Errorf("open namespace %s: %w", name, err)
+			return fmt.Errorf("open namespace %s: %w", path, err)
 		}
 		defer ns.Close()
 		if err := netns.Set(ns); err != nil {
-			return fmt.Errorf("enter namespace %s: %w", name, err)
+			return fmt.Errorf("enter namespace %s: %w", path, err)
 		}
 		return f()
 	})
