@@ -19,6 +19,9 @@ const (
 	// to retryLast.
 	retryFirst = 100 * time.Millisecond
 	retryLast  = 10 * time.Second
+	// followLast is retryLast of listening again: an engine that is back has started
+	// containers.
+	followLast = time.Second
 	// patience is how long dockerd may be away before somebody is told: it restarts.
 	patience = time.Minute
 	// maxAsking is how many containers the Engine is asked about at once: it does
@@ -99,7 +102,7 @@ func (c *collector) follow(ctx context.Context) {
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
-		wait = min(2*wait, retryLast)
+		wait = min(2*wait, followLast)
 	}
 }
 

@@ -3,6 +3,7 @@ package names
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -52,9 +53,11 @@ func (n *Names) keepFull(ctx context.Context) {
 // fill puts what is not yet so into the table.
 func (n *Names) fill() {
 	want := map[string][]dns.Record{}
+	subnets := n.subnets()
 	for _, x := range n.ofContainers() {
-		source := x.Peer.String()
-		want[source] = append(want[source], x.Record)
+		if source := x.Peer.String(); isIn(subnets[x.Segment], x.Addr) {
+			want[source] = append(want[source], x.Record)
+		}
 	}
 	for _, x := range n.ofHands() {
 		source := madeBy + x.Peer.String()
@@ -72,6 +75,22 @@ func (n *Names) fill() {
 			delete(n.full, source)
 		}
 	}
+}
+
+// subnets are those of this host's networks, by segment.
+func (n *Names) subnets() map[string][]netip.Prefix {
+	all := map[string][]netip.Prefix{}
+	for _, x := range n.cfg.Driver.Networks() {
+		all[x.Segment] = append(all[x.Segment], x.Subnets...)
+	}
+	return all
+}
+
+// isIn tells whether containers of this host reach an address on a segment. One that
+// has a name may have other subnets on other hosts: for a network of IPv6 alone, most
+// engines choose one of IPv4, each for itself.
+func isIn(subnets []netip.Prefix, a netip.Addr) bool {
+	return len(subnets) == 0 || slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // ofContainers lists the names of containers, in the order of endpoints, the one that

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"weave/mesh"
@@ -72,6 +73,40 @@ func TestMissedEvents(t *testing.T) {
 	w.await("late", "10.32.0.4")
 	w.await("web")
 	w.await("db", "10.32.0.3")
+}
+
+// TestEngineAway holds that an engine is followed soon after it is back, however long it
+// was away.
+func TestEngineAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.refuse = errors.New("dockerd is being replaced")
+		w.run()
+		time.Sleep(5 * time.Minute) // virtual
+		w.set(func() { w.refuse = nil })
+		w.starts("web", "10.32.0.2")
+		began := time.Now()
+		w.await("web", "10.32.0.2")
+		if took := time.Since(began); took > 2*time.Second {
+			t.Errorf("names are known after %s", took)
+		}
+	})
+}
+
+// TestOtherSubnet holds that addresses are not answered that this host's containers do
+// not reach, though they are on a segment of theirs.
+func TestOtherSubnet(t *testing.T) {
+	w := newWorld(t)
+	w.networks[0].Subnets = []netip.Prefix{netip.MustParsePrefix(segment), netip.MustParsePrefix("fd00::/64")}
+	w.announce(other, "e1", "10.99.0.9", "fd00::9")
+	w.note(other, topicNames, "e1", `["web"]`)
+	w.note(other, topicMade, "web ", `["192.0.2.7"]`)
+	n := w.start()
+	n.fill()
+	w.await("web", "192.0.2.7", "fd00::9")
+	if list := n.List(); len(list) != 3 {
+		t.Errorf("list: %+v", list)
+	}
 }
 
 // TestManyEvents holds that more events than may wait are not lost.
