@@ -16,11 +16,11 @@ const (
 
 // DNS tells how containers find others by name.
 type DNS struct {
-	Domain    string         `json:"domain"` // that names may have behind them
-	TTL       int            `json:"ttl"`    // of answers, in seconds
-	Listen    netip.AddrPort `json:"listen,omitzero"`
-	Sandboxes int            `json:"sandboxes"` // of this host's containers in which names are answered
-	Names     []Name         `json:"names"`     // on all segments, by name
+	Domain    string         `json:"domain"`          // that names may have behind them
+	TTL       int            `json:"ttl"`             // of answers, in seconds
+	Listen    netip.AddrPort `json:"listen,omitzero"` // where others are answered; none if they are not
+	Sandboxes int            `json:"sandboxes"`       // of this host's containers in which names are answered
+	Names     []Name         `json:"names"`           // on all segments, by name
 }
 
 // Name is one address of a name.

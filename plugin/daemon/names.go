@@ -22,7 +22,7 @@ import (
 )
 
 // naming is all that lets containers find each other by name. All of it is set by
-// newNaming and never changed, but for scopes.
+// newNaming and never changed, but for scopes and listening.
 type naming struct {
 	names  *names.Names
 	server *dns.Server
@@ -31,7 +31,8 @@ type naming struct {
 	cfg    config.Config
 	joined chan struct{} // see bell: endpoints or networks of this host have changed
 
-	scopes atomic.Pointer[map[string][]dns.Scope] // what each sandbox may see, by path
+	scopes    atomic.Pointer[map[string][]dns.Scope] // what each sandbox may see, by path
+	listening atomic.Bool                            // others are answered, too
 }
 
 // sandboxes is what naming needs of the driver.
@@ -145,7 +146,10 @@ func (d *daemon) answerOthers(ctx context.Context, n *naming) error {
 			return nil // ctx ended
 		}
 		door.Scopes = n.others
-		if err := n.server.Serve(ctx, door); err != nil && ctx.Err() == nil {
+		n.listening.Store(true)
+		err := n.server.Serve(ctx, door)
+		n.listening.Store(false)
+		if err != nil && ctx.Err() == nil {
 			d.log.WithError(err).Warn("names are not answered to others for a moment")
 			select {
 			case <-ctx.Done():
@@ -199,7 +203,10 @@ func segmentKey(s string) string {
 
 // status tells of names.
 func (n *naming) status() *control.DNS {
-	out := &control.DNS{Domain: n.cfg.DNSDomain, TTL: int(n.cfg.DNSTTL / time.Second), Listen: n.cfg.DNSListen, Sandboxes: len(*n.scopes.Load())}
+	out := &control.DNS{Domain: n.cfg.DNSDomain, TTL: int(n.cfg.DNSTTL / time.Second), Sandboxes: len(*n.scopes.Load())}
+	if n.listening.Load() {
+		out.Listen = n.cfg.DNSListen
+	}
 	for _, x := range n.names.List() {
 		out.Names = append(out.Names, control.Name{
 			Name: x.Name, Address: x.Addr, Segment: x.Segment, Container: x.Container,

@@ -137,7 +137,7 @@ func TestExampleShop(t *testing.T) {
 func TestEveryExampleIsTested(t *testing.T) {
 	tested := map[string]bool{
 		"web/server.yml": true, "web/client.yml": true, "external/agent.yml": true, "everywhere/agent.yml": true,
-		"shop/shop.yml": true,
+		"shop/shop.yml":          true,
 		"front-and-back/app.yml": true, "front-and-back/data.yml": true,
 	}
 	root := filepath.Join(dockerlab.ProjectDir(), "examples")

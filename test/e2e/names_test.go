@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -223,7 +224,7 @@ func TestNamesRestart(t *testing.T) {
 	guest, hidden := run(t, hs[1], "container:"+asker.name, nil), run(t, hs[1], other, nil)
 	asker.finds(web.name, web.ip())
 	othersAsk(t, hs, netip.AddrPortFrom(hs[0].Net().IP4(), 53), []container{web, asker}, hidden)
-	awaitProblem(t, hs[1], "set WEAVE_DNS_LISTEN to an address of this host", nobody, "cannot assign requested address")
+	awaitDeaf(t, hs[1], "set WEAVE_DNS_LISTEN to an address of this host", nobody, "cannot assign requested address")
 
 	before := inSandbox(t, asker, "nft", "list", "ruleset")
 	for range 3 {
@@ -259,7 +260,7 @@ func TestNamesRestart(t *testing.T) {
 		t.Fatal(err)
 	}
 	asker.finds(web.name, web.ip())
-	awaitProblem(t, hs[1], "set WEAVE_DNS_LISTEN to another one", at.String(), "address already in use")
+	awaitDeaf(t, hs[1], "set WEAVE_DNS_LISTEN to another one", at.String(), "address already in use")
 	free()
 	othersAsk(t, hs, at, []container{web, asker}, hidden)
 	if err := hs[0].PowerOff(); err != nil {
@@ -275,6 +276,20 @@ const nobody = "10.99.0.250"
 // answers for some containers, and for nothing else.
 func othersAsk(t *testing.T, hs []*dockerlab.Host, server netip.AddrPort, known []container, hidden container) {
 	t.Helper()
+	eventually(t, gone, func() error {
+		var said []string
+		for _, h := range hs {
+			s, err := statusOf(h)
+			if err != nil || s.DNS == nil {
+				return errors.Join(err, fmt.Errorf("%s: no names yet", h.Name()))
+			}
+			said = append(said, s.DNS.Listen.String())
+		}
+		if !slices.Contains(said, server.String()) {
+			return fmt.Errorf("the hosts say to listen on %s, none on %s", said, server)
+		}
+		return nil
+	})
 	for _, h := range hs {
 		for _, protocol := range []string{"udp", "tcp"} {
 			is := func(name string, kind dnsmessage.Type, want dnsmessage.RCode, answer string) {
@@ -303,14 +318,17 @@ func othersAsk(t *testing.T, hs []*dockerlab.Host, server netip.AddrPort, known 
 	}
 }
 
-// awaitProblem waits until a host's status names a problem by all of some words, with
-// what to do about it.
-func awaitProblem(t *testing.T, h *dockerlab.Host, do string, words ...string) {
+// awaitDeaf waits until a host's status says why others are not answered, by all of
+// some words, and what to do about it.
+func awaitDeaf(t *testing.T, h *dockerlab.Host, do string, words ...string) {
 	t.Helper()
 	eventually(t, soon, func() error {
 		s, err := statusOf(h)
 		if err != nil {
 			return err
+		}
+		if s.DNS != nil && s.DNS.Listen.IsValid() {
+			return fmt.Errorf("%s says to listen on %s", h.Name(), s.DNS.Listen)
 		}
 		for _, p := range s.Problems {
 			missing := func(word string) bool { return !strings.Contains(p.What, word) }
