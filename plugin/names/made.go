@@ -85,6 +85,7 @@ func (n *Names) putMade(m Made) error {
 	if err := n.cfg.Store.Apply(bucketMade, map[string][]byte{m.key(): value}); err != nil {
 		return fmt.Errorf("name %s: %w", m.Name, err)
 	}
+	delete(n.lost, m.key())
 	if n.made[m.key()] = value; value == nil {
 		delete(n.made, m.key())
 	}

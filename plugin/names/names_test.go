@@ -116,9 +116,31 @@ func TestRestart(t *testing.T) {
 	w.run()
 	w.await("db")
 	w.await("web", "10.32.0.2")
-	w.set(func() { w.disk[bucket]["e-web"] = []byte(`["Web"]`) })
-	if _, err := New(n.cfg); !errors.Is(err, errNoNote) {
-		t.Errorf("a disk that makes no sense is read: %v", err)
+}
+
+// TestLost holds that what makes no sense on disk costs nothing but itself: names of
+// containers are collected anew, and those that were made by hand are told as lost
+// until they are made anew.
+func TestLost(t *testing.T) {
+	w := newWorld(t)
+	w.containers["web-0123456789"] = engine.Container{ID: "web-0123456789", Name: "web", Attachments: []engine.Attachment{{Network: "net", Endpoint: "e-web"}}}
+	w.announce(self, "e-web", "10.32.0.2")
+	w.disk[bucket] = map[string][]byte{"e-web": []byte(`["Web"]`), "e-db": {0xff}}
+	w.disk[bucketMade] = map[string][]byte{"printer ": []byte(`["192.0.2.7"]`), "scanner ": []byte(`["192.0`), "no\xffkey": []byte(`["192.0.2.9"]`)}
+	n, _ := w.run()
+	w.await("web", "10.32.0.2")
+	w.await("printer", "192.0.2.7")
+	if got, want := n.Lost(), []string{"no\xffkey", "scanner "}; !slices.Equal(got, want) {
+		t.Errorf("lost are %q, want %q", got, want)
+	}
+	if got := len(w.disk[bucketMade]); got != 1 {
+		t.Errorf("%d names are on disk", got)
+	}
+	if err := n.Add(Made{Name: "scanner", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.8")}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := n.Lost(), []string{"no\xffkey"}; !slices.Equal(got, want) {
+		t.Errorf("lost are %q, want %q", got, want)
 	}
 }
 
