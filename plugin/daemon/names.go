@@ -195,6 +195,7 @@ func segmentKey(s string) string {
 // status tells of names.
 func (n *naming) status() *control.DNS {
 	out := &control.DNS{Domain: n.cfg.DNSDomain, TTL: int(n.cfg.DNSTTL / time.Second), Listen: n.cfg.DNSListen, Sandboxes: len(*n.scopes.Load())}
+	out.Questions = control.Questions(n.server.Counts())
 	for _, x := range n.names.List() {
 		out.Names = append(out.Names, control.Name{
 			Name: x.Name, Address: x.Addr, Segment: x.Segment, Container: x.Container,
