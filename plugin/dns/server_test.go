@@ -230,14 +230,15 @@ func TestJunkIsNotAnswered(t *testing.T) {
 	s := server(town())
 	o := open(t, s, "", blue)
 	c := o.dial("udp")
-	for _, junk := range [][]byte{{}, {1}, make([]byte, headerLen-1), answered(query(t, "web.", dnsmessage.TypeA, 0), "")} {
+	long := append(query(t, "web.", dnsmessage.TypeA, 0), make([]byte, usualSize)...)
+	for _, junk := range [][]byte{{}, {1}, make([]byte, headerLen-1), answered(query(t, "web.", dnsmessage.TypeA, 0), ""), long} {
 		o.send(c, junk)
 	}
 	o.send(c, query(t, "web.", dnsmessage.TypeA, 0))
 	if got := told(unpack(t, o.get(c))); got != "Success 10.1.0.1 10.1.0.2" {
 		t.Error(got)
 	}
-	if n := s.Counts(); n.Dropped != 4 || n.Answered != 1 {
+	if n := s.Counts(); n.Dropped != 5 || n.Answered != 1 {
 		t.Errorf("%+v", n)
 	}
 }
