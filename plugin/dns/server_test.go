@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -77,6 +78,39 @@ func TestKnownNames(t *testing.T) {
 		if got := told(unpack(t, o.exchange(network, query(t, "example.com.", dnsmessage.TypeA, 0)))); got != "Refused" {
 			t.Errorf("%s: a name that nobody can be asked for: %s", network, got)
 		}
+	}
+}
+
+// Programs ask for both families at once by one socket, as musl and glibc do, some
+// with letters in random case. What a name does not have is answered with no records,
+// at once and by nobody else, and each answer has the letters of its question.
+func TestBothFamiliesAtOnce(t *testing.T) {
+	r := startResolver(t, func([]byte) [][]byte { return nil })
+	o := open(t, server(town()), r.addr, blue)
+	c := o.dial("udp")
+	for name, want := range map[string]map[dnsmessage.Type]string{
+		"fRoNt.":           {dnsmessage.TypeA: "Success 10.1.0.2", dnsmessage.TypeAAAA: "Success"},
+		"wEb.WEAVE.local.": {dnsmessage.TypeA: "Success 10.1.0.1 10.1.0.2", dnsmessage.TypeAAAA: "Success fd00::1"},
+		"nO.weave.local.":  {dnsmessage.TypeA: "NameError", dnsmessage.TypeAAAA: "NameError"},
+	} {
+		for typ := range want {
+			o.send(c, query(t, name, typ, 0))
+		}
+		for range want {
+			m := unpack(t, o.get(c))
+			q := m.Questions[0]
+			if got := told(m); got != want[q.Type] || q.Name.String() != name {
+				t.Errorf("%s %s: %s %s, want %s", name, q.Type, q.Name, got, want[q.Type])
+			}
+			for _, a := range m.Answers {
+				if a.Header.Name.String() != name {
+					t.Errorf("%s: an answer for %s", name, a.Header.Name)
+				}
+			}
+		}
+	}
+	if len(r.got) > 0 {
+		t.Errorf("others were asked %x", <-r.got)
 	}
 }
 
@@ -281,6 +315,28 @@ func manyRecords(n int) *Table {
 		t.Set(fmt.Sprint("h", h), all)
 	}
 	return &t
+}
+
+// With 10,000 records an answer takes less than 200 us inside, at the median; it is
+// some 2 us.
+func TestAnswerTime(t *testing.T) {
+	const count, limit = 10_000, 200 * time.Microsecond
+	o := door{Server: server(manyRecords(count)), Door: Door{Scopes: func() []Scope { return []Scope{{}, blue} }}}
+	var took []time.Duration
+	for i := range count {
+		name, want := fmt.Sprintf("c%d-%d.", i/100, i%100), fmt.Sprintf("Success 10.%d.%d.1", i/100, i%100)
+		msg := query(t, name, dnsmessage.TypeA, 1232)
+		began := time.Now()
+		reply, _ := o.reply(nil, msg, false)
+		took = append(took, time.Since(began))
+		if got := told(unpack(t, reply)); got != want {
+			t.Fatalf("%s is %s, want %s", name, got, want)
+		}
+	}
+	slices.Sort(took)
+	if median := took[count/2]; median > limit {
+		t.Errorf("median %s, want %s", median, limit)
+	}
 }
 
 // BenchmarkAnswer is what one question costs inside.
