@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
@@ -40,6 +41,9 @@ type collector struct {
 	asking  map[string]bool   // containers; whether they changed again meanwhile
 	todo    []string          // containers that wait to be asked about
 	names   map[string]naming // by container
+	listed  bool              // all have been, at least once
+	unknown map[string]bool   // containers that the Engine did not tell of when it was asked
+	due     time.Time         // when all are listed again
 }
 
 // naming is the names of a container's endpoints, as notes.
@@ -56,7 +60,7 @@ type answer struct {
 func (n *Names) collect(ctx context.Context) {
 	c := &collector{
 		Names: n, events: make(chan string, maxEvents), relist: make(chan struct{}, 1), answers: make(chan answer, maxAsking),
-		asking: map[string]bool{}, names: map[string]naming{},
+		asking: map[string]bool{}, names: map[string]naming{}, unknown: map[string]bool{},
 	}
 	following := make(chan struct{})
 	go func() {
@@ -113,6 +117,11 @@ func (c *collector) askForAll() {
 func (c *collector) run(ctx context.Context) {
 	again := time.NewTimer(relistEvery)
 	defer again.Stop()
+	plan := func(after time.Duration) {
+		c.due = time.Now().Add(after)
+		again.Reset(after)
+	}
+	plan(relistEvery)
 	wait := retryFirst
 	for {
 		select {
@@ -121,7 +130,9 @@ func (c *collector) run(ctx context.Context) {
 		case id := <-c.events:
 			c.want(id)
 		case a := <-c.answers:
-			c.take(a, func() { again.Reset(retryLast) })
+			if !c.take(a) && time.Until(c.due) > retryLast { // never later than it was due
+				plan(retryLast)
+			}
 		case <-again.C:
 			c.askForAll()
 		case <-c.relist:
@@ -132,7 +143,7 @@ func (c *collector) run(ctx context.Context) {
 			} else {
 				wait = retryFirst
 			}
-			again.Reset(next)
+			plan(next)
 		}
 		c.ask(ctx)
 	}
@@ -152,11 +163,10 @@ func (c *collector) list(ctx context.Context) error {
 			c.want(x.ID)
 		}
 	}
-	for id := range c.names {
-		if !here[id] {
-			delete(c.names, id)
-		}
-	}
+	c.listed = true
+	gone := func(id string) bool { return !here[id] }
+	maps.DeleteFunc(c.names, func(id string, _ naming) bool { return gone(id) })
+	maps.DeleteFunc(c.unknown, func(id string, _ bool) bool { return gone(id) })
 	if len(here) == 0 {
 		c.publish()
 	}
@@ -197,10 +207,11 @@ func (c *collector) ask(ctx context.Context) {
 }
 
 // take takes in what the Engine told. What it did not tell is asked again when all is
-// listed the next time, soon.
-func (c *collector) take(a answer, soon func()) {
+// listed the next time.
+func (c *collector) take(a answer) (told bool) {
 	changed := c.asking[a.id]
 	delete(c.asking, a.id)
+	delete(c.unknown, a.id)
 	switch {
 	case changed:
 		c.want(a.id)
@@ -208,14 +219,15 @@ func (c *collector) take(a answer, soon func()) {
 		delete(c.names, a.id)
 	case a.err != nil:
 		c.cfg.Log.WithField("container", a.id).WithError(a.err).Debug("container's names not learned")
-		soon()
-		return
+		c.unknown[a.id] = true
+		return false
 	default:
 		if c.names[a.id] = c.namingOf(a.what); len(c.names[a.id]) == 0 {
 			delete(c.names, a.id)
 		}
 	}
 	c.publish()
+	return true
 }
 
 // namingOf returns what a container is called on each of our networks.
@@ -237,8 +249,8 @@ func (c *collector) namingOf(x engine.Container) naming {
 }
 
 // publish tells what has changed, and keeps it on disk: after the next start it is
-// told before the Engine was asked. While not all containers are known, those of the
-// run before keep their names.
+// told before the Engine was asked. While not all containers are known, as when the
+// Engine fails to tell of one, those of the run before keep their names.
 func (c *collector) publish() {
 	changes := map[string][]byte{}
 	want := map[string][]byte{}
@@ -250,7 +262,7 @@ func (c *collector) publish() {
 			}
 		}
 	}
-	if len(c.todo)+len(c.asking) == 0 {
+	if c.listed && len(c.todo)+len(c.asking)+len(c.unknown) == 0 {
 		for endpoint := range c.told {
 			if want[endpoint] == nil {
 				changes[endpoint] = nil

@@ -118,6 +118,44 @@ func TestRestart(t *testing.T) {
 	w.await("web", "10.32.0.2")
 }
 
+// TestEngineFails holds that an Engine that fails to tell of a container, or to list
+// them, takes no name away that was told before.
+func TestEngineFails(t *testing.T) {
+	for what, fails := range map[string]func(w *world){
+		"to tell of one": func(w *world) { w.broken = "web-0123456789" },
+		"to list all":    func(w *world) { w.noList = errors.New("internal server error") },
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			_, stop := w.run()
+			w.starts("web", "10.32.0.2")
+			w.starts("db", "10.32.0.3")
+			w.await("web", "10.32.0.2")
+			w.await("db", "10.32.0.3")
+			stop()
+			w.set(func() { fails(w) })
+			w.run()
+			eventually(t, "it is asked", func() bool { return w.broken == "" || w.refusals() > 0 })
+			for _, name := range []string{"db2", "db3"} { // what the first one takes away is gone with the second
+				w.set(func() {
+					c := w.containers["db-0123456789"]
+					c.Name = name
+					w.containers[c.ID] = c
+				})
+				w.events <- "db-0123456789"
+				w.await(name, "10.32.0.3")
+			}
+			if got := w.found("web"); len(got) != 1 {
+				t.Errorf("web is %v", got)
+			}
+			w.set(func() { w.broken, w.noList = "", nil })
+			w.set(func() { delete(w.containers, "web-0123456789") })
+			w.events <- "" // all are listed anew
+			w.await("web")
+		})
+	}
+}
+
 // TestLost holds that what makes no sense on disk costs nothing but itself: names of
 // containers are collected anew, and those that were made by hand are told as lost
 // until they are made anew.
