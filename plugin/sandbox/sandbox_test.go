@@ -171,27 +171,32 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// TestCloseEndsDial: a resolver that takes no connection does not hold up Close.
+// TestCloseEndsDial: a resolver that takes no connection does not hold up Close, nor
+// threads.
 func TestCloseEndsDial(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t)
 	s := r.open()
 	r.run("iptables-nft -A INPUT -p tcp --dport 53 -j DROP")
-	ended := make(chan error)
-	go func() {
-		_, err := s.Dial(context.Background(), "tcp")
-		ended <- err
-	}()
-	eventually(t, "it connects", func() bool {
-		free := s.mu.TryLock()
-		if free {
-			s.mu.Unlock()
-		}
-		return !free
+	const count = 50
+	ended := make(chan error, count)
+	for range count {
+		go func() {
+			_, err := s.Dial(context.Background(), "tcp")
+			ended <- err
+		}()
+	}
+	eventually(t, "all connect", func() bool {
+		var text []byte
+		r.in(func() (err error) { text, err = os.ReadFile("/proc/thread-self/net/tcp"); return err })
+		return strings.Count(string(text), " 0B00007F:0035 02 ") == count // SYN_SENT
 	})
+	r.isEmpty()
 	must(t, s.Close())
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("Dial returned %v", err)
+	for range count {
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("Dial returned %v", err)
+		}
 	}
 }
 
