@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"weave/driver"
+	"weave/mesh"
 	"weave/plugin/engine"
 )
 
@@ -44,6 +45,7 @@ type collector struct {
 	listed  bool              // all have been, at least once
 	unknown map[string]bool   // containers that the Engine did not tell of when it was asked
 	due     time.Time         // when all are listed again
+	full    bool              // there are more names than others take
 }
 
 // naming is the names of a container's endpoints, as notes.
@@ -168,7 +170,7 @@ func (c *collector) list(ctx context.Context) error {
 	maps.DeleteFunc(c.names, func(id string, _ naming) bool { return gone(id) })
 	maps.DeleteFunc(c.unknown, func(id string, _ bool) bool { return gone(id) })
 	if len(here) == 0 {
-		c.publish()
+		c.publish(nil)
 	}
 	return nil
 }
@@ -226,7 +228,7 @@ func (c *collector) take(a answer) (told bool) {
 			delete(c.names, a.id)
 		}
 	}
-	c.publish()
+	c.publish(c.names[a.id])
 	return true
 }
 
@@ -248,41 +250,69 @@ func (c *collector) namingOf(x engine.Container) naming {
 	return out
 }
 
-// publish tells what has changed, and keeps it on disk: after the next start it is
-// told before the Engine was asked. While not all containers are known, as when the
-// Engine fails to tell of one, those of the run before keep their names.
-func (c *collector) publish() {
+// publish tells what was learned of a container, and, once all are known, what else has
+// changed. It keeps that on disk: after the next start it is told before the Engine was
+// asked. While not all are known, as when the Engine fails to tell of one, those of the
+// run before keep their names.
+func (c *collector) publish(learned naming) {
 	changes := map[string][]byte{}
-	want := map[string][]byte{}
-	for _, of := range c.names {
-		for endpoint, value := range of {
-			want[endpoint] = value
-			if !bytes.Equal(c.told[endpoint], value) {
-				changes[endpoint] = value
-			}
+	differs := func(endpoint string, value []byte) {
+		if !bytes.Equal(c.told[endpoint], value) {
+			changes[endpoint] = value
 		}
 	}
+	for endpoint, value := range learned {
+		differs(endpoint, value)
+	}
 	if c.listed && len(c.todo)+len(c.asking)+len(c.unknown) == 0 {
+		want := map[string]bool{}
+		for _, of := range c.names {
+			for endpoint, value := range of {
+				want[endpoint] = true
+				differs(endpoint, value)
+			}
+		}
 		for endpoint := range c.told {
-			if want[endpoint] == nil {
+			if !want[endpoint] {
 				changes[endpoint] = nil
 			}
 		}
 	}
-	for endpoint, value := range changes {
-		if err := c.cfg.Mesh.Publish(topicNames, endpoint, value); err != nil {
-			c.cfg.Log.WithField("endpoint", endpoint).WithError(err).Warn("container's names are not told")
-			delete(changes, endpoint)
-			continue
-		}
-		if c.told[endpoint] = value; value == nil {
-			delete(c.told, endpoint)
-		}
-	}
+	c.tell(changes)
 	if len(changes) == 0 {
 		return
 	}
 	if err := c.cfg.Store.Apply(bucket, changes); err != nil {
 		c.cfg.Log.WithError(err).Warn("names of containers are not on disk: after a restart they are found later")
 	}
+}
+
+// tell publishes changes, and takes those out that are not. What goes makes room for
+// what comes.
+func (c *collector) tell(changes map[string][]byte) {
+	for endpoint, value := range changes {
+		if value == nil {
+			_ = c.cfg.Mesh.Publish(topicNames, endpoint, nil) // cannot fail
+			delete(c.told, endpoint)
+		}
+	}
+	full := false
+	for endpoint, value := range changes {
+		if value == nil {
+			continue
+		}
+		if c.told[endpoint] == nil && len(c.told) >= mesh.MaxNotes {
+			full = true
+			delete(changes, endpoint)
+		} else if err := c.cfg.Mesh.Publish(topicNames, endpoint, value); err != nil {
+			c.cfg.Log.WithField("endpoint", endpoint).WithError(err).Warn("container's names are not told")
+			delete(changes, endpoint)
+		} else {
+			c.told[endpoint] = value
+		}
+	}
+	if full && !c.full {
+		c.cfg.Log.WithField("most", mesh.MaxNotes).Warn("too many containers: other hosts are not told the names of all")
+	}
+	c.full = full || c.full && len(c.told) >= mesh.MaxNotes
 }

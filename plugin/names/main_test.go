@@ -51,6 +51,7 @@ type world struct {
 	asked      int    // how often it was to tell of it
 	events     chan string
 	troubles   []error
+	warnings   []string
 
 	listed chan struct{} // if not nil: has one when the engine has looked at its containers
 	answer chan struct{} // closed when it may tell
@@ -75,6 +76,7 @@ func (w *world) start() *Names {
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
+	log.AddHook(w)
 	n, err := New(Config{
 		Self: self, Mesh: w, Driver: w, Engine: w, Store: w, Table: w.table, Domain: "weave.local", Changed: w.bell,
 		Trouble: func(err error) {
@@ -158,6 +160,16 @@ func (w *world) await(name string, want ...string) {
 			w.t.Fatalf("%s is %v, want %v", name, got, want)
 		}
 	}
+}
+
+// Levels and Fire have what is logged for people be kept.
+func (w *world) Levels() []logrus.Level { return []logrus.Level{logrus.WarnLevel, logrus.ErrorLevel} }
+
+func (w *world) Fire(e *logrus.Entry) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.warnings = append(w.warnings, e.Message)
+	return nil
 }
 
 // refusals is how often the engine did not tell of a container.

@@ -90,13 +90,14 @@ type Names struct {
 
 	told map[string][]byte       // the notes of this host under topicNames, by key; collect's
 	full map[string][]dns.Record // what the table has, by source; fill's
+	odd  map[id.PeerID]bool      // peers whose notes made no sense; fill's
 }
 
 // New loads what the run before told, and tells it again: others would take the
 // names for gone otherwise. What makes no sense of it is no reason to do without the
 // rest: names of containers are collected anew, those made by hand are in Lost.
 func New(cfg Config) (*Names, error) {
-	n := &Names{cfg: cfg, full: map[string][]dns.Record{}}
+	n := &Names{cfg: cfg, full: map[string][]dns.Record{}, odd: map[id.PeerID]bool{}}
 	var err error
 	var lost map[string]error
 	if n.told, lost, err = n.load(bucket, topicNames, func(key string, value []byte) error {
@@ -173,7 +174,8 @@ type Name struct {
 
 // List lists all names that count, in the order of names and addresses.
 func (n *Names) List() []Name {
-	all := slices.Concat(n.ofContainers(), n.ofHands())
+	ignore := func(mesh.Note, error) {}
+	all := slices.Concat(n.ofContainers(ignore), n.ofHands(ignore))
 	slices.SortFunc(all, compareNames)
 	return all
 }

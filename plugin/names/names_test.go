@@ -209,6 +209,34 @@ func TestOwners(t *testing.T) {
 	w.note(other, topicNames, "e1", `["web", "Web"]`)
 	n.fill()
 	w.await("web")
+	if len(w.warnings) != 1 || !strings.Contains(w.warnings[0], "makes no sense") {
+		t.Errorf("of the nonsense of one host was told %q", w.warnings)
+	}
+}
+
+// TestMany holds that a host tells no more names than others take, and says so once.
+func TestMany(t *testing.T) {
+	w := newWorld(t)
+	w.set(func() {
+		for i := range mesh.MaxNotes + 2 {
+			name := fmt.Sprint("c", i)
+			w.containers[name] = engine.Container{ID: name, Name: name, Attachments: []engine.Attachment{{Network: "net", Endpoint: "e-" + name}}}
+		}
+	})
+	told := func() int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.disk[bucket])
+	}
+	w.run()
+	eventually(t, "all that others take are told", func() bool { return told() == mesh.MaxNotes })
+	w.starts("late", "10.32.0.1")
+	w.set(func() { delete(w.containers, "c0"); delete(w.containers, "c1"); delete(w.containers, "c2") })
+	w.events <- ""
+	w.await("late", "10.32.0.1")
+	if len(w.warnings) != 1 || !strings.Contains(w.warnings[0], "too many") {
+		t.Errorf("told was %q", w.warnings)
+	}
 }
 
 // TestMade holds that names are added and removed by hand, and stay over restarts.
