@@ -28,6 +28,8 @@ func TestService(t *testing.T) {
 	server := run(t, other, net, nil).serve()
 	client := run(t, h, net, nil, "tool", "hold", server.ip()+":7000")
 	awaitBeats(t, client, soon)
+	client.finds(server.name, server.ip())
+	server.finds(client.name, client.ip())
 
 	before := status(t, h).Started
 	if _, err := h.Run("kill", "-9", service); err != nil {
