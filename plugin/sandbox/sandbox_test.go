@@ -200,6 +200,27 @@ func TestCloseEndsDial(t *testing.T) {
 	}
 }
 
+// TestRulesAreHeld: a container that may change its own network does not take the rules
+// away, where the kernel has owned tables, and what it adds is its own affair.
+func TestRulesAreHeld(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	r.docker("iptables-nft")
+	s := r.open()
+	answer(t, "weave", s.UDP(), s.TCP(), nil)
+	for command, refused := range map[string]bool{
+		"nft delete table ip " + tableName: true, "nft flush chain ip " + tableName + " output": true,
+		"nft add rule ip " + tableName + " output drop": true, "nft flush ruleset": false, // of all but ours
+	} {
+		if out, err := r.try(command); (err != nil) != refused {
+			t.Errorf("%s: %v\n%s", command, err, out)
+		}
+		if got, err := ask(r.dial("udp"), "web"); err != nil || got != "weave: web" {
+			t.Errorf("after %q: %q, %v", command, got, err)
+		}
+	}
+}
+
 func TestNoResolver(t *testing.T) {
 	t.Parallel()
 	s := newRoom(t).open()
