@@ -85,7 +85,9 @@ func (n *Names) putMade(m Made) error {
 	if err := n.cfg.Store.Apply(bucketMade, map[string][]byte{m.key(): value}); err != nil {
 		return fmt.Errorf("name %s: %w", m.Name, err)
 	}
+	n.losing.Lock()
 	delete(n.lost, m.key())
+	n.losing.Unlock()
 	if n.made[m.key()] = value; value == nil {
 		delete(n.made, m.key())
 	}

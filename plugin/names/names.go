@@ -86,7 +86,9 @@ type Names struct {
 
 	mu   sync.Mutex
 	made map[string][]byte // the notes of this host under topicMade, by key
-	lost map[string]error  // those that could not be read from the disk, until they are made anew
+
+	losing sync.Mutex
+	lost   map[string]error // notes of made that could not be read from the disk, until they are made anew
 
 	told map[string][]byte       // the notes of this host under topicNames, by key; collect's
 	full map[string][]dns.Record // what the table has, by source; fill's
@@ -149,8 +151,8 @@ func (n *Names) load(bucket, topic string, check func(key string, value []byte) 
 // Lost returns which names that were made by hand could not be read from the disk, as
 // "NAME SEGMENT", and have not been made anew since.
 func (n *Names) Lost() []string {
-	n.mu.Lock()
-	defer n.mu.Unlock()
+	n.losing.Lock()
+	defer n.losing.Unlock()
 	return slices.Sorted(maps.Keys(n.lost))
 }
 
