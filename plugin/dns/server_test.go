@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -257,6 +258,48 @@ func TestConnectionsAreFew(t *testing.T) {
 	began := time.Now()
 	if err := o.stop(); err != nil || time.Since(began) > idleTime/2 {
 		t.Errorf("ended after %s, %v", time.Since(began), err)
+	}
+}
+
+// A connection that says little by little, or does not take its answers, has its place
+// for a while only.
+func TestSlowConnection(t *testing.T) {
+	question := query(t, "web.", dnsmessage.TypeA, 0)
+	for what, behave := range map[string]func(c net.Conn) error{
+		"byte by byte": func(c net.Conn) error {
+			for i := range question {
+				time.Sleep(time.Second)
+				if _, err := c.Write(append([]byte{0, byte(len(question))}, question...)[i : i+1]); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"without reading": func(c net.Conn) error {
+			if err := writeMessage(c, question); err != nil {
+				return err
+			}
+			time.Sleep(idleTime + time.Second)
+			return writeMessage(c, question)
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			o := door{Server: server(town()), Door: Door{Scopes: func() []Scope { return []Scope{blue} }}}
+			ours, theirs := net.Pipe()
+			began, ended := time.Now(), make(chan time.Duration)
+			go func() {
+				o.connection(t.Context(), ours)
+				ended <- time.Since(began)
+			}()
+			failed := make(chan error, 1)
+			go func() { failed <- behave(theirs) }()
+			if took := <-ended; took > idleTime {
+				t.Errorf("%s: open for %s", what, took)
+			}
+			if err := <-failed; err == nil {
+				t.Errorf("%s: it was not closed", what)
+			}
+		})
 	}
 }
 
