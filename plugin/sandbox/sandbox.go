@@ -267,6 +267,13 @@ func (s *Sandbox) unhookLocked() error {
 	return err
 }
 
+// flushed tells whether the rules were taken away by others.
+func (s *Sandbox) flushed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rules != nil && s.rules.gone()
+}
+
 func notClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) {
 		return nil

@@ -119,7 +119,8 @@ func TestLeftBehind(t *testing.T) {
 	r.expect("web", "weave: web")
 }
 
-// TestOldKernel: without owned tables, rules are removed by Close.
+// TestOldKernel: without owned tables, rules are removed by Close, and it is seen that
+// a container takes them away.
 func TestOldKernel(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t)
@@ -133,6 +134,17 @@ func TestOldKernel(t *testing.T) {
 	})
 	answer(t, "weave", s.UDP(), s.TCP(), nil)
 	r.expect("web", "weave: web")
+	if s.flushed() {
+		t.Error("rules that are there are missed")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	for _, command := range []string{"nft flush chain ip " + tableName + " output", "nft delete table ip " + tableName} {
+		r.run(command)
+		if _, err := watch(ctx, s, r.path(), nil); !errors.Is(err, errFlushed) {
+			t.Errorf("after %s: %v", command, err)
+		}
+	}
 	must(t, s.Close())
 	r.expect("web", "docker: web")
 }
