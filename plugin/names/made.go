@@ -23,7 +23,7 @@ func (n *Names) Add(m Made) error {
 		return err
 	}
 	if old == nil && len(n.made) >= maxMade {
-		return fmt.Errorf("%d names were added on this host, which is the most", maxMade)
+		return fmt.Errorf("%d names were added on this host, which is the most: remove others first", maxMade)
 	}
 	for _, a := range old {
 		if !slices.Contains(m.Addrs, a) {

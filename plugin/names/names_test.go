@@ -279,6 +279,17 @@ func TestMade(t *testing.T) {
 	if len(w.disk[bucketMade]) != 0 {
 		t.Errorf("left on disk: %v", w.disk[bucketMade])
 	}
+	for i := range maxMade {
+		if err := n.Add(Made{Name: fmt.Sprint("n", i), Addrs: []netip.Addr{a}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.Add(Made{Name: "more", Addrs: []netip.Addr{a}}); err == nil || !strings.Contains(err.Error(), "remove others") {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := n.Add(Made{Name: "n0", Addrs: []netip.Addr{b}}); err != nil {
+		t.Errorf("a further address: %v", err)
+	}
 }
 
 // TestBounds holds that no container has more names than others take, and that a note

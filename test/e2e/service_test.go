@@ -30,6 +30,9 @@ func TestService(t *testing.T) {
 	awaitBeats(t, client, soon)
 	client.finds(server.name, server.ip())
 	server.finds(client.name, client.ip())
+	if q := status(t, h).DNS.Questions; q.Answered == 0 {
+		t.Errorf("questions %+v", q)
+	}
 
 	before := status(t, h).Started
 	if _, err := h.Run("kill", "-9", service); err != nil {
