@@ -14,8 +14,9 @@ import (
 // topic follows.
 const kindNote = "note:"
 
-// maxNotes is how many notes of one peer under one topic count.
-const maxNotes = 1024
+// MaxNotes is how many notes of one peer under one topic count, the first by their
+// keys.
+const MaxNotes = 4096
 
 // MaxNote is the length of the longest note, in bytes.
 const MaxNote = state.MaxValue
@@ -52,7 +53,7 @@ func (n *Node) Notes(topic string) []Note {
 	var out []Note
 	of := map[id.PeerID]int{}
 	for _, r := range n.records.All(kindNote + topic) {
-		if n.index.isGone(r.Owner) || of[r.Owner] == maxNotes {
+		if n.index.isGone(r.Owner) || of[r.Owner] == MaxNotes {
 			continue
 		}
 		of[r.Owner]++

@@ -181,6 +181,8 @@ func namesView(p *printer, s control.Status) {
 	if s.DNS.Listen.IsValid() {
 		p.line("They are answered to others on %s.", s.DNS.Listen)
 	}
+	q := s.DNS.Questions
+	p.line("Questions since the start: %d answered here, %d by others, %d by nobody, %d dropped.", q.Answered, q.Passed, q.Failed, q.Dropped)
 	if len(s.DNS.Names) > 0 {
 		p.line("")
 		p.nameTable(s.DNS.Names)

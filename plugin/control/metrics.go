@@ -41,6 +41,8 @@ var (
 	descOwned     = describe("ipam_owned_addresses", "Addresses of a pool that this host owns.", "pool")
 	descLeased    = describe("ipam_leased_addresses", "Addresses of a pool that containers of this host have.", "pool")
 	descFree      = describe("ipam_free_addresses", "Addresses of a pool that this host can lease without asking.", "pool")
+	descQuestions = describe("dns_questions_total", "Questions for names: answered here, passed on and answered by others, failed there, or dropped.", "outcome")
+	descAnswering = describe("dns_sandboxes", "Containers of this host in which names are answered.")
 	descClashes   = describe("ipam_clashes", "Addresses held here that another host's container has, or had while the one here has not restarted.", "pool")
 )
 
@@ -88,6 +90,13 @@ func (m metrics) Collect(out chan<- prometheus.Metric) {
 	local, remote := s.endpointCounts()
 	gauge(descEndpoints, float64(local), "local")
 	gauge(descEndpoints, float64(remote), "remote")
+	if s.DNS != nil {
+		gauge(descAnswering, float64(s.DNS.Sandboxes))
+		q := s.DNS.Questions
+		for outcome, n := range map[string]uint64{"answered": q.Answered, "passed": q.Passed, "failed": q.Failed, "dropped": q.Dropped} {
+			out <- prometheus.MustNewConstMetric(descQuestions, prometheus.CounterValue, float64(n), outcome)
+		}
+	}
 	for _, p := range s.IPAM {
 		pool := p.Subnet.String()
 		gauge(descOwned, float64(p.Owned), pool)

@@ -26,6 +26,7 @@ func TestMetrics(t *testing.T) {
 			{ID: "q", Nickname: "odd\"\nname\xff", State: Down},
 		},
 		Endpoints: []Endpoint{{Local: true}, {}, {}},
+		DNS:       &DNS{Sandboxes: 2, Questions: Questions{Answered: 9, Passed: 4, Failed: 1}},
 		IPAM:      []Pool{{Subnet: netip.MustParsePrefix("10.40.0.0/16"), Leased: 3, Conflicts: []string{"one"}}},
 	}}
 	code, text := scrape(d)
@@ -44,6 +45,11 @@ func TestMetrics(t *testing.T) {
 		`weave_peer_vxlan{nickname="h2",peer="p"} 1`,
 		`weave_peer_sent_bytes_total{nickname="h2",peer="p"} 7`,
 		`weave_endpoints{place="remote"} 2`,
+		`weave_dns_sandboxes 2`,
+		`weave_dns_questions_total{outcome="answered"} 9`,
+		`weave_dns_questions_total{outcome="passed"} 4`,
+		`weave_dns_questions_total{outcome="failed"} 1`,
+		`weave_dns_questions_total{outcome="dropped"} 0`,
 		`weave_ipam_leased_addresses{pool="10.40.0.0/16"} 3`,
 		`weave_ipam_clashes{pool="10.40.0.0/16"} 1`,
 	} {

@@ -20,7 +20,16 @@ type DNS struct {
 	TTL       int            `json:"ttl"`             // of answers, in seconds
 	Listen    netip.AddrPort `json:"listen,omitzero"` // where others are answered; none if they are not
 	Sandboxes int            `json:"sandboxes"`       // of this host's containers in which names are answered
-	Names     []Name         `json:"names"`           // on all segments, by name
+	Questions Questions      `json:"questions"`
+	Names     []Name         `json:"names"` // on all segments, by name
+}
+
+// Questions tells what became of the questions for names since the start.
+type Questions struct {
+	Answered uint64 `json:"answered"` // here
+	Passed   uint64 `json:"passed"`   // on to others, such as Docker's resolver, and answered by them
+	Failed   uint64 `json:"failed"`   // others did not answer, or cannot be asked
+	Dropped  uint64 `json:"dropped"`  // no question, or one too many at a time
 }
 
 // Name is one address of a name.

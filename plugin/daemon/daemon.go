@@ -178,7 +178,11 @@ func (d *daemon) work(ctx context.Context) error {
 func (d *daemon) buildAndRun(ctx context.Context) error {
 	var p *parts
 	err := d.persist(ctx, "start", func() (err error) {
-		p, err = build(d.version, d.cfg, d.log)
+		if p, err = build(d.version, d.cfg, d.log); err == nil {
+			if p.naming, err = d.newNaming(p); err != nil {
+				p.close()
+			}
+		}
 		if err != nil {
 			d.gate.trouble(fmt.Errorf("%w: %s", err, wayOut(err)))
 		}
@@ -188,9 +192,6 @@ func (d *daemon) buildAndRun(ctx context.Context) error {
 		return nil //nolint:nilerr // ctx ended before the parts could be built
 	}
 	defer p.close()
-	if p.naming, err = d.newNaming(p); err != nil {
-		return err
-	}
 	d.parts.Store(p)
 	defer d.parts.Store(nil)
 	err = d.run(ctx, p)

@@ -23,6 +23,7 @@ import (
 
 	"weave/plugin/control"
 	"weave/plugin/sock"
+	"weave/plugin/store"
 )
 
 // takesPort in the environment names a port that the process keeps taken until
@@ -269,6 +270,24 @@ func TestCorruptState(t *testing.T) {
 	}
 	must(t, os.Rename(file, file+".bad"))
 	p.works()
+}
+
+// TestLostNames holds that names on disk that make no sense keep nothing from working,
+// and that those which somebody made by hand are told as lost.
+func TestLostNames(t *testing.T) {
+	t.Parallel()
+	p := newPlugin(t, "WEAVE_ADDRESS=127.0.0.1")
+	disk, err := store.Open(filepath.Join(p.dir, "state/weave.db"))
+	must(t, err)
+	must(t, disk.Apply("names", map[string][]byte{"endpoint": []byte("junk")}))
+	must(t, disk.Apply("dns", map[string][]byte{"scanner ": []byte("junk"), "printer ": []byte(`["192.0.2.7"]`)}))
+	must(t, disk.Close())
+	p.start()
+	p.problem(`"scanner"`, "gone", "weave dns-add")
+	if s := p.status(); s.Peer == "" || len(s.Problems) != 1 || s.DNS == nil || len(s.DNS.Names) != 1 || s.DNS.Names[0].Name != "printer" {
+		t.Errorf("status %+v", s)
+	}
+	p.activated()
 }
 
 // TestSocketTaken holds that a socket of the host that another serves is named,

@@ -22,7 +22,7 @@ import (
 )
 
 // naming is all that lets containers find each other by name. All of it is set by
-// newNaming and never changed, but for scopes and listening.
+// newNaming and never changed, but for scopes, others and listening.
 type naming struct {
 	names  *names.Names
 	server *dns.Server
@@ -32,6 +32,7 @@ type naming struct {
 	joined chan struct{} // see bell: endpoints or networks of this host have changed
 
 	scopes    atomic.Pointer[map[string][]dns.Scope] // what each sandbox may see, by path
+	others    atomic.Pointer[[]dns.Scope]            // what those may see who ask on an address of the host
 	listening atomic.Bool                            // others are answered, too
 }
 
@@ -94,11 +95,14 @@ func (n *naming) watch(ctx context.Context) error {
 	}
 }
 
-// look finds out which sandboxes there are and what each may see. One on networks
-// without names only is left alone.
+// look finds out which sandboxes there are and what each may see, and others. One on
+// networks without names only is left alone. Who answers looks at what was found, and
+// so does not wait for the driver.
 func (n *naming) look() {
-	networks := map[string]driver.NetworkStatus{}
-	for _, x := range n.driver.Networks() {
+	all, networks := n.driver.Networks(), map[string]driver.NetworkStatus{}
+	others := n.toOthers(all)
+	n.others.Store(&others)
+	for _, x := range all {
 		if x.DNS != driver.DNSOff {
 			networks[x.ID] = x
 		}
@@ -145,7 +149,7 @@ func (d *daemon) answerOthers(ctx context.Context, n *naming) error {
 		}) != nil {
 			return nil // ctx ended
 		}
-		door.Scopes = n.others
+		door.Scopes = func() []dns.Scope { return *n.others.Load() }
 		n.listening.Store(true)
 		err := n.server.Serve(ctx, door)
 		n.listening.Store(false)
@@ -178,14 +182,14 @@ type doorError struct{ error }
 
 func (e doorError) Unwrap() error { return e.error }
 
-// others is what those see who ask on an address of the host.
-func (n *naming) others() []dns.Scope {
+// toOthers is what those see who ask on an address of a host with these networks.
+func (n *naming) toOthers(networks []driver.NetworkStatus) []dns.Scope {
 	scopes := []dns.Scope{{}}
 	for _, s := range n.cfg.DNSSegments {
 		scopes = append(scopes, dns.Scope{Segment: segmentKey(s)})
 	}
 	if len(n.cfg.DNSSegments) == 0 {
-		for _, x := range n.driver.Networks() {
+		for _, x := range networks {
 			scopes = append(scopes, dns.Scope{Segment: x.Segment})
 		}
 	}
@@ -207,6 +211,7 @@ func (n *naming) status() *control.DNS {
 	if n.listening.Load() {
 		out.Listen = n.cfg.DNSListen
 	}
+	out.Questions = control.Questions(n.server.Counts())
 	for _, x := range n.names.List() {
 		out.Names = append(out.Names, control.Name{
 			Name: x.Name, Address: x.Addr, Segment: x.Segment, Container: x.Container,

@@ -49,11 +49,12 @@ func TestScopes(t *testing.T) {
 	if got := *n.scopes.Load(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if got := n.others(); len(got) != 4 { // all of this host, and what is for all
+	if got := *n.others.Load(); len(got) != 4 { // all of this host, and what is for all
 		t.Errorf("others see %+v", got)
 	}
 	n.cfg.DNSSegments = []string{"10.32.0.0/16", "near"}
-	if got, want := n.others(), []dns.Scope{{}, {Segment: "10.32.0.0/16"}, {Segment: "name:near"}}; !reflect.DeepEqual(got, want) {
+	n.look()
+	if got, want := *n.others.Load(), []dns.Scope{{}, {Segment: "10.32.0.0/16"}, {Segment: "name:near"}}; !reflect.DeepEqual(got, want) {
 		t.Errorf("others see %+v, want %+v", got, want)
 	}
 }

@@ -31,6 +31,7 @@ type findings struct {
 	waiting  []waiting
 	unlike   map[string]string       // networks that are not the same everywhere, by name
 	lost     map[netip.Prefix]string // exposed addresses that went with a network, by its name
+	nameless []string                // names made by hand that could not be read, as names.Names.Lost has them
 	deaf     map[string]error        // sandboxes in which names are not answered, by path
 	lan      string                  // why this host is not announced on the LAN, though it should be
 	tcpPort  error                   // why the further TCP port is not open, though it should be
@@ -75,6 +76,7 @@ func topics() []topic {
 		{"exposed", "this host has the addresses that it was given", findings.lostAddresses},
 		{"addresses", "none is used twice", findings.clashes},
 		{"names", "containers are answered whom others are called", findings.names},
+		{"names", "all that were made by hand on this host are there", findings.lostNames},
 		{"password", "one is set, and no host comes with another", findings.password},
 		{"discovery", "hosts that are to be found are found", findings.discovery},
 		{"peers", "all hosts answer", findings.peers},
@@ -280,6 +282,19 @@ func (f findings) names(l *problems) {
 	for _, path := range slices.Sorted(maps.Keys(f.deaf)) {
 		l.add(control.Warning, "see the plugin's log; it is tried again", "%d of this host's containers do not find those of others by name: %v", len(f.deaf), f.deaf[path])
 		return // the others have the same reason, most often
+	}
+}
+
+// lostNames tells which names that were made by hand are no more.
+func (f findings) lostNames(l *problems) {
+	for _, key := range f.nameless {
+		name, segment, _ := strings.Cut(key, " ")
+		on := ""
+		if segment != "" {
+			on = " on segment " + segment
+		}
+		l.add(control.Warning, "add it anew: weave dns-add; this is told until then, or until the plugin starts again",
+			"name %.200q%.100s, which was made by hand on this host, could not be read from the disk and is gone", name, on)
 	}
 }
 

@@ -60,6 +60,8 @@ func TestProblems(t *testing.T) {
 		"names": {func(f *findings) {
 			f.deaf = map[string]error{"/run/docker/netns/1": errFirst, "/run/docker/netns/2": errFirst}
 		}, control.Warning, []string{"by name: first", "-> see the plugin's log"}},
+		"lost name": {func(f *findings) { f.nameless = []string{"printer 10.1.0.0/16"} }, control.Warning,
+			[]string{`name "printer" on segment 10.1.0.0/16`, "is gone", "-> add it anew: weave dns-add"}},
 		"task":              {trouble(errFirst), control.Error, []string{"cannot start: outer: first", "-> see the plugin's log"}},
 		"two errors":        {trouble(errors.Join(errFirst, errSecond)), control.Error, []string{"cannot start: outer: first; second"}},
 		"port taken":        {trouble(syscall.EADDRINUSE), control.Error, []string{"-> stop the program that uses the port", "WEAVE_PORT"}},

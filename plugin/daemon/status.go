@@ -48,7 +48,7 @@ func (d *daemon) look() findings {
 		d.describe(&s, p)
 		f.failures = p.failures()
 		f.waiting = p.waiting()
-		f.deaf = p.naming.keeper.Failures()
+		f.deaf, f.nameless = p.naming.keeper.Failures(), p.naming.names.Lost()
 		f.tcpPort = p.node.TCPTrouble()
 		f.lost = p.exposing.lost()
 		if lan, ok := p.node.LAN(); ok {

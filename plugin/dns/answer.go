@@ -94,9 +94,13 @@ func (s *Server) find(q question, scopes []Scope) (a answer, known bool) {
 	}
 	name, inDomain := strings.CutSuffix(q.name, "."+s.domain)
 	all := s.cfg.Table.find(scopes, name)
-	if len(all) == 0 {
+	switch {
+	case len(all) > 0:
+	case q.name == s.domain: // it is there, with nothing but what is below it (RFC 8020)
+		return a, true
+	default:
 		a.code = dnsmessage.RCodeNameError
-		return a, inDomain || q.name == s.domain
+		return a, inDomain
 	}
 	for _, f := range all { // a name that is known has nothing but addresses: others would mix theirs in
 		wanted := dnsmessage.TypeA

@@ -38,7 +38,10 @@ func TestAnswers(t *testing.T) {
 		{"web.", a, []Scope{blue, red}, "Success 10.1.0.1 10.1.0.2 10.2.0.2"},
 		{"web.weave.local.example.com.", a, []Scope{blue}, ""},
 		{"webweave.local.", a, []Scope{blue}, ""},
-		{"weave.local.", a, []Scope{blue}, "NameError"},
+		{"weave.local.", a, []Scope{blue}, "Success"},
+		{"example.com.weave.local.", a, []Scope{blue}, "NameError"}, // so that those who search go on
+		{"db.v1.example.com.", a, []Scope{blue}, ""},
+		{"shop_web_1.", a, []Scope{blue}, "Success 10.1.0.7"},
 		{"example.com.", a, []Scope{blue}, ""},
 		{".", dnsmessage.TypeNS, []Scope{blue}, ""},
 		{"2.0.1.10.in-addr.arpa.", ptr, []Scope{blue}, "Success front.weave.local. web.weave.local."},

@@ -29,7 +29,7 @@ func town() *Table {
 		{"blue", "web", addr("10.1.0.1"), true}, {"blue", "web", addr("fd00::1"), true}, {"blue", "db.v1", addr("10.1.0.9"), true},
 		{"red", "secret", addr("10.2.0.1"), true},
 	})
-	t.Set("there", []Record{{"blue", "web", addr("10.1.0.2"), false}, {"blue", "front", addr("10.1.0.2"), false}, {"red", "web", addr("10.2.0.2"), false}})
+	t.Set("there", []Record{{"blue", "web", addr("10.1.0.2"), false}, {"blue", "front", addr("10.1.0.2"), false}, {"blue", "shop_web_1", addr("10.1.0.7"), false}, {"red", "web", addr("10.2.0.2"), false}})
 	return &t
 }
 

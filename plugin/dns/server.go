@@ -107,7 +107,7 @@ func (s *Server) Serve(ctx context.Context, d Door) error {
 // datagrams answers one after another what the table knows, which takes
 // microseconds.
 func (o *door) datagrams(ctx context.Context) error {
-	in, out := make([]byte, maxMessage), make([]byte, 0, maxMessage)
+	in, out := make([]byte, usualSize+1), make([]byte, 0, usualSize)
 	for {
 		n, from, err := o.UDP.ReadFrom(in)
 		if err != nil {
@@ -115,6 +115,10 @@ func (o *door) datagrams(ctx context.Context) error {
 				continue
 			}
 			return err
+		}
+		if n > usualSize { // longer than any question, and cut
+			o.counts.dropped.Add(1)
+			continue
 		}
 		reply, pass := o.reply(out, in[:n], false)
 		switch {
@@ -201,7 +205,8 @@ func (o *door) ask(ctx context.Context, network string, msg []byte, q question) 
 	return o.refusal(nil, q, dnsmessage.RCodeServerFailure)
 }
 
-// usualSize is the longest answer by UDP that is common (RFC 6891, 6.2.5).
+// usualSize is the longest message by UDP that is common (RFC 6891, 6.2.5). There
+// is a door for each container: room for the longest would be 128 KB for each.
 const usualSize = 4096
 
 // exchange sends a message and returns what comes back, of size bytes at most by UDP.

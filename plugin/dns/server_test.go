@@ -7,8 +7,10 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -77,6 +79,39 @@ func TestKnownNames(t *testing.T) {
 		if got := told(unpack(t, o.exchange(network, query(t, "example.com.", dnsmessage.TypeA, 0)))); got != "Refused" {
 			t.Errorf("%s: a name that nobody can be asked for: %s", network, got)
 		}
+	}
+}
+
+// Programs ask for both families at once by one socket, as musl and glibc do, some
+// with letters in random case. What a name does not have is answered with no records,
+// at once and by nobody else, and each answer has the letters of its question.
+func TestBothFamiliesAtOnce(t *testing.T) {
+	r := startResolver(t, func([]byte) [][]byte { return nil })
+	o := open(t, server(town()), r.addr, blue)
+	c := o.dial("udp")
+	for name, want := range map[string]map[dnsmessage.Type]string{
+		"fRoNt.":           {dnsmessage.TypeA: "Success 10.1.0.2", dnsmessage.TypeAAAA: "Success"},
+		"wEb.WEAVE.local.": {dnsmessage.TypeA: "Success 10.1.0.1 10.1.0.2", dnsmessage.TypeAAAA: "Success fd00::1"},
+		"nO.weave.local.":  {dnsmessage.TypeA: "NameError", dnsmessage.TypeAAAA: "NameError"},
+	} {
+		for typ := range want {
+			o.send(c, query(t, name, typ, 0))
+		}
+		for range want {
+			m := unpack(t, o.get(c))
+			q := m.Questions[0]
+			if got := told(m); got != want[q.Type] || q.Name.String() != name {
+				t.Errorf("%s %s: %s %s, want %s", name, q.Type, q.Name, got, want[q.Type])
+			}
+			for _, a := range m.Answers {
+				if a.Header.Name.String() != name {
+					t.Errorf("%s: an answer for %s", name, a.Header.Name)
+				}
+			}
+		}
+	}
+	if len(r.got) > 0 {
+		t.Errorf("others were asked %x", <-r.got)
 	}
 }
 
@@ -226,18 +261,61 @@ func TestConnectionsAreFew(t *testing.T) {
 	}
 }
 
+// A connection that says little by little, or does not take its answers, has its place
+// for a while only.
+func TestSlowConnection(t *testing.T) {
+	question := query(t, "web.", dnsmessage.TypeA, 0)
+	for what, behave := range map[string]func(c net.Conn) error{
+		"byte by byte": func(c net.Conn) error {
+			for i := range question {
+				time.Sleep(time.Second)
+				if _, err := c.Write(append([]byte{0, byte(len(question))}, question...)[i : i+1]); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		"without reading": func(c net.Conn) error {
+			if err := writeMessage(c, question); err != nil {
+				return err
+			}
+			time.Sleep(idleTime + time.Second)
+			return writeMessage(c, question)
+		},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			o := door{Server: server(town()), Door: Door{Scopes: func() []Scope { return []Scope{blue} }}}
+			ours, theirs := net.Pipe()
+			began, ended := time.Now(), make(chan time.Duration)
+			go func() {
+				o.connection(t.Context(), ours)
+				ended <- time.Since(began)
+			}()
+			failed := make(chan error, 1)
+			go func() { failed <- behave(theirs) }()
+			if took := <-ended; took > idleTime {
+				t.Errorf("%s: open for %s", what, took)
+			}
+			if err := <-failed; err == nil {
+				t.Errorf("%s: it was not closed", what)
+			}
+		})
+	}
+}
+
 func TestJunkIsNotAnswered(t *testing.T) {
 	s := server(town())
 	o := open(t, s, "", blue)
 	c := o.dial("udp")
-	for _, junk := range [][]byte{{}, {1}, make([]byte, headerLen-1), answered(query(t, "web.", dnsmessage.TypeA, 0), "")} {
+	long := append(query(t, "web.", dnsmessage.TypeA, 0), make([]byte, usualSize)...)
+	for _, junk := range [][]byte{{}, {1}, make([]byte, headerLen-1), answered(query(t, "web.", dnsmessage.TypeA, 0), ""), long} {
 		o.send(c, junk)
 	}
 	o.send(c, query(t, "web.", dnsmessage.TypeA, 0))
 	if got := told(unpack(t, o.get(c))); got != "Success 10.1.0.1 10.1.0.2" {
 		t.Error(got)
 	}
-	if n := s.Counts(); n.Dropped != 4 || n.Answered != 1 {
+	if n := s.Counts(); n.Dropped != 5 || n.Answered != 1 {
 		t.Errorf("%+v", n)
 	}
 }
@@ -280,6 +358,28 @@ func manyRecords(n int) *Table {
 		t.Set(fmt.Sprint("h", h), all)
 	}
 	return &t
+}
+
+// With 10,000 records an answer takes less than 200 us inside, at the median; it is
+// some 2 us.
+func TestAnswerTime(t *testing.T) {
+	const count, limit = 10_000, 200 * time.Microsecond
+	o := door{Server: server(manyRecords(count)), Door: Door{Scopes: func() []Scope { return []Scope{{}, blue} }}}
+	var took []time.Duration
+	for i := range count {
+		name, want := fmt.Sprintf("c%d-%d.", i/100, i%100), fmt.Sprintf("Success 10.%d.%d.1", i/100, i%100)
+		msg := query(t, name, dnsmessage.TypeA, 1232)
+		began := time.Now()
+		reply, _ := o.reply(nil, msg, false)
+		took = append(took, time.Since(began))
+		if got := told(unpack(t, reply)); got != want {
+			t.Fatalf("%s is %s, want %s", name, got, want)
+		}
+	}
+	slices.Sort(took)
+	if median := took[count/2]; median > limit {
+		t.Errorf("median %s, want %s", median, limit)
+	}
 }
 
 // BenchmarkAnswer is what one question costs inside.

@@ -56,32 +56,42 @@ func (t *Table) Set(source string, records []Record) {
 		t.sources, t.names, t.addrs = map[string]map[Record]bool{}, map[nameKey][]owned{}, map[addrKey][]owned{}
 	}
 	old := t.sources[source]
+	stays := func(o owned) bool { return o.source != source || now[o.Record] }
+	names, addrs := map[nameKey][]owned{}, map[addrKey][]owned{} // what comes, by all that changes
 	for r := range old {
 		if !now[r] {
-			take(t.names, nameKey{r.Segment, r.Name}, owned{r, source})
-			take(t.addrs, addrKey{r.Segment, r.Addr}, owned{r, source})
+			names[nameKey{r.Segment, r.Name}] = nil
+			addrs[addrKey{r.Segment, r.Addr}] = nil
 		}
 	}
 	for r := range now {
 		if !old[r] {
-			give(t.names, nameKey{r.Segment, r.Name}, owned{r, source})
-			give(t.addrs, addrKey{r.Segment, r.Addr}, owned{r, source})
+			n, a := nameKey{r.Segment, r.Name}, addrKey{r.Segment, r.Addr}
+			names[n] = append(names[n], owned{r, source})
+			addrs[a] = append(addrs[a], owned{r, source})
 		}
 	}
+	change(t.names, names, stays)
+	change(t.addrs, addrs, stays)
 	if t.sources[source] = now; len(now) == 0 {
 		delete(t.sources, source)
 	}
 }
 
-// give and take make new slices: readers keep the old ones without the lock.
-func give[K comparable](m map[K][]owned, k K, o owned) {
-	at, _ := slices.BinarySearchFunc(m[k], o, compare)
-	m[k] = slices.Insert(slices.Clone(m[k]), at, o)
-}
-
-func take[K comparable](m map[K][]owned, k K, o owned) {
-	if m[k] = slices.DeleteFunc(slices.Clone(m[k]), func(x owned) bool { return x == o }); len(m[k]) == 0 {
-		delete(m, k)
+// change makes new slices, each once, however long they are: readers keep the old
+// ones without the lock.
+func change[K comparable](m, come map[K][]owned, stays func(owned) bool) {
+	for k, more := range come {
+		all := slices.Grow(more, len(m[k]))
+		for _, o := range m[k] {
+			if stays(o) {
+				all = append(all, o)
+			}
+		}
+		slices.SortFunc(all, compare)
+		if m[k] = all; len(all) == 0 {
+			delete(m, k)
+		}
 	}
 }
 
@@ -110,31 +120,30 @@ type found struct {
 	first bool
 }
 
+// find has as much to do as there are records: one host can give many to one name.
 func (t *Table) find(scopes []Scope, name string) (out []found) {
 	t.mu.RLock()
-	defer t.mu.RUnlock()
 	for _, s := range scopes {
-		for _, o := range t.names[nameKey{s.Segment, name}] {
-			same := func(f found) bool { return f.Addr == o.Addr }
-			if !slices.ContainsFunc(out, same) {
-				out = append(out, found{o.Record, o.Local && s.LocalFirst})
-			}
+		all := t.names[nameKey{s.Segment, name}]
+		out = slices.Grow(out, len(all))
+		for _, o := range all {
+			out = append(out, found{o.Record, o.Local && s.LocalFirst})
 		}
 	}
-	return out
+	t.mu.RUnlock()
+	slices.SortStableFunc(out, func(a, b found) int { return a.Addr.Compare(b.Addr) })
+	return slices.CompactFunc(out, func(a, b found) bool { return a.Addr == b.Addr })
 }
 
 // Names returns the names of an address, each once, in alphabetical order.
 func (t *Table) Names(scopes []Scope, addr netip.Addr) (out []string) {
 	t.mu.RLock()
-	defer t.mu.RUnlock()
 	for _, s := range scopes {
 		for _, o := range t.addrs[addrKey{s.Segment, addr}] {
-			if !slices.Contains(out, o.Name) {
-				out = append(out, o.Name)
-			}
+			out = append(out, o.Name)
 		}
 	}
+	t.mu.RUnlock()
 	slices.Sort(out)
-	return out
+	return slices.Compact(out)
 }

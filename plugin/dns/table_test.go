@@ -6,7 +6,9 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
+	"golang.org/x/net/dns/dnsmessage"
 	"pgregory.net/rapid"
 )
 
@@ -80,5 +82,32 @@ func TestTableRefuses(t *testing.T) {
 	})
 	if len(table.sources["h"]) != 1 || table.Lookup([]Scope{{Segment: "s"}}, "mapped")[0].Addr != addr("10.0.0.7") {
 		t.Errorf("%+v", table.sources)
+	}
+}
+
+// What a name with very many addresses costs, and an address with very many names, is
+// in proportion: one host can make as many as it likes, and all wait for it.
+func TestVeryMany(t *testing.T) {
+	const count, limit = 20_000, 2 * time.Second // it is some 50 ms
+	var table Table
+	var all []Record
+	for i := range count {
+		a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+		all = append(all, Record{"s", "one", a, false}, Record{"s", fmt.Sprint("n", i), addr("10.1.0.1"), false})
+	}
+	s, scopes := server(&table), []Scope{{Segment: "s"}, {Segment: "t"}}
+	one, _, _ := parse(query(t, "one.", dnsmessage.TypeA, 0))
+	many, _, _ := parse(query(t, "1.0.1.10.in-addr.arpa.", dnsmessage.TypePTR, 0))
+	began := time.Now()
+	table.Set("h", all)
+	if a, _ := s.find(one, scopes); len(a.addresses) != count {
+		t.Errorf("%d addresses", len(a.addresses))
+	}
+	if a, _ := s.find(many, scopes); len(a.names) != count {
+		t.Errorf("%d names", len(a.names))
+	}
+	table.Set("h", nil)
+	if took := time.Since(began); took > limit {
+		t.Errorf("took %s, want %s", took, limit)
 	}
 }

@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"maps"
 	"slices"
 	"time"
 
 	"weave/driver"
+	"weave/mesh"
 	"weave/plugin/engine"
 )
 
@@ -43,6 +45,10 @@ type collector struct {
 	asking  map[string]bool   // containers; whether they changed again meanwhile
 	todo    []string          // containers that wait to be asked about
 	names   map[string]naming // by container
+	listed  bool              // all have been, at least once
+	unknown map[string]bool   // containers that the Engine did not tell of when it was asked
+	due     time.Time         // when all are listed again
+	full    bool              // there are more names than others take
 }
 
 // naming is the names of a container's endpoints, as notes.
@@ -59,7 +65,7 @@ type answer struct {
 func (n *Names) collect(ctx context.Context) {
 	c := &collector{
 		Names: n, events: make(chan string, maxEvents), relist: make(chan struct{}, 1), answers: make(chan answer, maxAsking),
-		asking: map[string]bool{}, names: map[string]naming{},
+		asking: map[string]bool{}, names: map[string]naming{}, unknown: map[string]bool{},
 	}
 	following := make(chan struct{})
 	go func() {
@@ -116,6 +122,11 @@ func (c *collector) askForAll() {
 func (c *collector) run(ctx context.Context) {
 	again := time.NewTimer(relistEvery)
 	defer again.Stop()
+	plan := func(after time.Duration) {
+		c.due = time.Now().Add(after)
+		again.Reset(after)
+	}
+	plan(relistEvery)
 	wait := retryFirst
 	for {
 		select {
@@ -124,7 +135,9 @@ func (c *collector) run(ctx context.Context) {
 		case id := <-c.events:
 			c.want(id)
 		case a := <-c.answers:
-			c.take(a, func() { again.Reset(retryLast) })
+			if !c.take(a) && time.Until(c.due) > retryLast { // never later than it was due
+				plan(retryLast)
+			}
 		case <-again.C:
 			c.askForAll()
 		case <-c.relist:
@@ -135,7 +148,7 @@ func (c *collector) run(ctx context.Context) {
 			} else {
 				wait = retryFirst
 			}
-			again.Reset(next)
+			plan(next)
 		}
 		c.ask(ctx)
 	}
@@ -155,13 +168,12 @@ func (c *collector) list(ctx context.Context) error {
 			c.want(x.ID)
 		}
 	}
-	for id := range c.names {
-		if !here[id] {
-			delete(c.names, id)
-		}
-	}
+	c.listed = true
+	gone := func(id string) bool { return !here[id] }
+	maps.DeleteFunc(c.names, func(id string, _ naming) bool { return gone(id) })
+	maps.DeleteFunc(c.unknown, func(id string, _ bool) bool { return gone(id) })
 	if len(here) == 0 {
-		c.publish()
+		c.publish(nil)
 	}
 	return nil
 }
@@ -200,10 +212,11 @@ func (c *collector) ask(ctx context.Context) {
 }
 
 // take takes in what the Engine told. What it did not tell is asked again when all is
-// listed the next time, soon.
-func (c *collector) take(a answer, soon func()) {
+// listed the next time.
+func (c *collector) take(a answer) (told bool) {
 	changed := c.asking[a.id]
 	delete(c.asking, a.id)
+	delete(c.unknown, a.id)
 	switch {
 	case changed:
 		c.want(a.id)
@@ -211,14 +224,15 @@ func (c *collector) take(a answer, soon func()) {
 		delete(c.names, a.id)
 	case a.err != nil:
 		c.cfg.Log.WithField("container", a.id).WithError(a.err).Debug("container's names not learned")
-		soon()
-		return
+		c.unknown[a.id] = true
+		return false
 	default:
 		if c.names[a.id] = c.namingOf(a.what); len(c.names[a.id]) == 0 {
 			delete(c.names, a.id)
 		}
 	}
-	c.publish()
+	c.publish(c.names[a.id])
+	return true
 }
 
 // namingOf returns what a container is called on each of our networks.
@@ -239,41 +253,69 @@ func (c *collector) namingOf(x engine.Container) naming {
 	return out
 }
 
-// publish tells what has changed, and keeps it on disk: after the next start it is
-// told before the Engine was asked. While not all containers are known, those of the
+// publish tells what was learned of a container, and, once all are known, what else has
+// changed. It keeps that on disk: after the next start it is told before the Engine was
+// asked. While not all are known, as when the Engine fails to tell of one, those of the
 // run before keep their names.
-func (c *collector) publish() {
+func (c *collector) publish(learned naming) {
 	changes := map[string][]byte{}
-	want := map[string][]byte{}
-	for _, of := range c.names {
-		for endpoint, value := range of {
-			want[endpoint] = value
-			if !bytes.Equal(c.told[endpoint], value) {
-				changes[endpoint] = value
-			}
+	differs := func(endpoint string, value []byte) {
+		if !bytes.Equal(c.told[endpoint], value) {
+			changes[endpoint] = value
 		}
 	}
-	if len(c.todo)+len(c.asking) == 0 {
+	for endpoint, value := range learned {
+		differs(endpoint, value)
+	}
+	if c.listed && len(c.todo)+len(c.asking)+len(c.unknown) == 0 {
+		want := map[string]bool{}
+		for _, of := range c.names {
+			for endpoint, value := range of {
+				want[endpoint] = true
+				differs(endpoint, value)
+			}
+		}
 		for endpoint := range c.told {
-			if want[endpoint] == nil {
+			if !want[endpoint] {
 				changes[endpoint] = nil
 			}
 		}
 	}
-	for endpoint, value := range changes {
-		if err := c.cfg.Mesh.Publish(topicNames, endpoint, value); err != nil {
-			c.cfg.Log.WithField("endpoint", endpoint).WithError(err).Warn("container's names are not told")
-			delete(changes, endpoint)
-			continue
-		}
-		if c.told[endpoint] = value; value == nil {
-			delete(c.told, endpoint)
-		}
-	}
+	c.tell(changes)
 	if len(changes) == 0 {
 		return
 	}
 	if err := c.cfg.Store.Apply(bucket, changes); err != nil {
 		c.cfg.Log.WithError(err).Warn("names of containers are not on disk: after a restart they are found later")
 	}
+}
+
+// tell publishes changes, and takes those out that are not. What goes makes room for
+// what comes.
+func (c *collector) tell(changes map[string][]byte) {
+	for endpoint, value := range changes {
+		if value == nil {
+			_ = c.cfg.Mesh.Publish(topicNames, endpoint, nil) // cannot fail
+			delete(c.told, endpoint)
+		}
+	}
+	full := false
+	for endpoint, value := range changes {
+		if value == nil {
+			continue
+		}
+		if c.told[endpoint] == nil && len(c.told) >= mesh.MaxNotes {
+			full = true
+			delete(changes, endpoint)
+		} else if err := c.cfg.Mesh.Publish(topicNames, endpoint, value); err != nil {
+			c.cfg.Log.WithField("endpoint", endpoint).WithError(err).Warn("container's names are not told")
+			delete(changes, endpoint)
+		} else {
+			c.told[endpoint] = value
+		}
+	}
+	if full && !c.full {
+		c.cfg.Log.WithField("most", mesh.MaxNotes).Warn("too many containers: other hosts are not told the names of all")
+	}
+	c.full = full || c.full && len(c.told) >= mesh.MaxNotes
 }

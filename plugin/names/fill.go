@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sirupsen/logrus"
+
 	"weave/mesh"
 	"weave/mesh/id"
 	"weave/plugin/dns"
@@ -54,12 +56,12 @@ func (n *Names) keepFull(ctx context.Context) {
 func (n *Names) fill() {
 	want := map[string][]dns.Record{}
 	subnets := n.subnets()
-	for _, x := range n.ofContainers() {
+	for _, x := range n.ofContainers(n.complain) {
 		if source := x.Peer.String(); isIn(subnets[x.Segment], x.Addr) {
 			want[source] = append(want[source], x.Record)
 		}
 	}
-	for _, x := range n.ofHands() {
+	for _, x := range n.ofHands(n.complain) {
 		source := madeBy + x.Peer.String()
 		want[source] = append(want[source], x.Record)
 	}
@@ -95,8 +97,8 @@ func isIn(subnets []netip.Prefix, a netip.Addr) bool {
 
 // ofContainers lists the names of containers, in the order of endpoints, the one that
 // a container is called by first. A name counts if its host is alive, and announces
-// the endpoint.
-func (n *Names) ofContainers() (out []Name) {
+// the endpoint. The others that make no sense are told to complain.
+func (n *Names) ofContainers(complain func(mesh.Note, error)) (out []Name) {
 	type place struct {
 		owner    id.PeerID
 		endpoint string
@@ -118,7 +120,7 @@ func (n *Names) ofContainers() (out []Name) {
 		}
 		all, err := decodeNames(note.Key, note.Value)
 		if err != nil {
-			n.complain(note, err)
+			complain(note, err)
 			continue
 		}
 		x := Name{Container: e.Container, Host: n.cfg.Mesh.Nickname(e.Owner), Peer: e.Owner}
@@ -134,11 +136,11 @@ func (n *Names) ofContainers() (out []Name) {
 
 // ofHands lists the names that were made by hand, also those of hosts that are down:
 // what they name may be elsewhere.
-func (n *Names) ofHands() (out []Name) {
+func (n *Names) ofHands(complain func(mesh.Note, error)) (out []Name) {
 	for _, note := range n.cfg.Mesh.Notes(topicMade) {
 		m, err := decodeMade(note.Key, note.Value)
 		if err != nil {
-			n.complain(note, err)
+			complain(note, err)
 			continue
 		}
 		x := Name{Host: n.cfg.Mesh.Nickname(note.Owner), Peer: note.Owner, Made: true}
@@ -150,8 +152,14 @@ func (n *Names) ofHands() (out []Name) {
 	return out
 }
 
+// complain tells of a peer's notes that make no sense, once for each peer: it may have
+// thousands of them. It is fill's.
 func (n *Names) complain(note mesh.Note, err error) {
-	n.cfg.Log.WithField("peer", note.Owner.Short()).WithError(err).Debug("a peer tells of a name that makes no sense")
+	if !n.odd[note.Owner] {
+		n.odd[note.Owner] = true
+		n.cfg.Log.WithFields(logrus.Fields{"peer": note.Owner.Short(), "nickname": n.cfg.Mesh.Nickname(note.Owner)}).WithError(err).
+			Warn("a host tells of a name that makes no sense: it is left out, as are others of that host")
+	}
 }
 
 func compareNames(a, b Name) int {

@@ -23,7 +23,7 @@ func (n *Names) Add(m Made) error {
 		return err
 	}
 	if old == nil && len(n.made) >= maxMade {
-		return fmt.Errorf("%d names were added on this host, which is the most", maxMade)
+		return fmt.Errorf("%d names were added on this host, which is the most: remove others first", maxMade)
 	}
 	for _, a := range old {
 		if !slices.Contains(m.Addrs, a) {
@@ -85,6 +85,9 @@ func (n *Names) putMade(m Made) error {
 	if err := n.cfg.Store.Apply(bucketMade, map[string][]byte{m.key(): value}); err != nil {
 		return fmt.Errorf("name %s: %w", m.Name, err)
 	}
+	n.losing.Lock()
+	delete(n.lost, m.key())
+	n.losing.Unlock()
 	if n.made[m.key()] = value; value == nil {
 		delete(n.made, m.key())
 	}

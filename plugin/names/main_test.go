@@ -1,6 +1,7 @@
 package names
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -44,9 +45,13 @@ type world struct {
 	networks   []driver.NetworkStatus
 	containers map[string]engine.Container
 	disk       map[string]map[string][]byte
-	refuse     error // of the engine
+	refuse     error  // of the engine
+	noList     error  // of the engine, when it is to list containers
+	broken     string // the container of which the engine does not tell
+	asked      int    // how often it was to tell of it
 	events     chan string
 	troubles   []error
+	warnings   []string
 
 	listed chan struct{} // if not nil: has one when the engine has looked at its containers
 	answer chan struct{} // closed when it may tell
@@ -71,6 +76,7 @@ func (w *world) start() *Names {
 	}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
+	log.AddHook(w)
 	n, err := New(Config{
 		Self: self, Mesh: w, Driver: w, Engine: w, Store: w, Table: w.table, Domain: "weave.local", Changed: w.bell,
 		Trouble: func(err error) {
@@ -156,6 +162,32 @@ func (w *world) await(name string, want ...string) {
 	}
 }
 
+// Levels and Fire have what is logged for people be kept.
+func (w *world) Levels() []logrus.Level { return []logrus.Level{logrus.WarnLevel, logrus.ErrorLevel} }
+
+func (w *world) Fire(e *logrus.Entry) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.warnings = append(w.warnings, e.Message)
+	return nil
+}
+
+// refusals is how often the engine did not tell of a container.
+func (w *world) refusals() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.asked
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !f(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not in time: %s", what)
+		}
+	}
+}
+
 func (w *world) note(owner id.PeerID, topic, key, value string) {
 	if w.notes[topic] == nil {
 		w.notes[topic] = map[string]map[id.PeerID][]byte{}
@@ -221,7 +253,7 @@ func (w *world) Events(ctx context.Context, ready func(), changed func(string)) 
 
 func (w *world) Containers(context.Context) (out []engine.Container, err error) {
 	w.mu.Lock()
-	all, err := slices.Collect(maps.Values(w.containers)), w.refuse
+	all, err := slices.Collect(maps.Values(w.containers)), cmp.Or(w.refuse, w.noList)
 	w.mu.Unlock()
 	if w.listed != nil {
 		select {
@@ -236,6 +268,10 @@ func (w *world) Containers(context.Context) (out []engine.Container, err error) 
 func (w *world) Container(_ context.Context, id string) (engine.Container, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if id == w.broken {
+		w.asked++
+		return engine.Container{}, errors.New("internal server error")
+	}
 	c, ok := w.containers[id]
 	if !ok {
 		return c, engine.ErrNoContainer

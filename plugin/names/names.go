@@ -16,7 +16,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/sirupsen/logrus"
@@ -85,46 +87,73 @@ type Names struct {
 	mu   sync.Mutex
 	made map[string][]byte // the notes of this host under topicMade, by key
 
+	losing sync.Mutex
+	lost   map[string]error // notes of made that could not be read from the disk, until they are made anew
+
 	told map[string][]byte       // the notes of this host under topicNames, by key; collect's
 	full map[string][]dns.Record // what the table has, by source; fill's
+	odd  map[id.PeerID]bool      // peers whose notes made no sense; fill's
 }
 
 // New loads what the run before told, and tells it again: others would take the
-// names for gone otherwise.
+// names for gone otherwise. What makes no sense of it is no reason to do without the
+// rest: names of containers are collected anew, those made by hand are in Lost.
 func New(cfg Config) (*Names, error) {
-	n := &Names{cfg: cfg, full: map[string][]dns.Record{}}
+	n := &Names{cfg: cfg, full: map[string][]dns.Record{}, odd: map[id.PeerID]bool{}}
 	var err error
-	if n.told, err = n.load(bucket, topicNames, func(key string, value []byte) error {
+	var lost map[string]error
+	if n.told, lost, err = n.load(bucket, topicNames, func(key string, value []byte) error {
 		_, err := decodeNames(key, value)
 		return err
 	}); err != nil {
 		return nil, err
 	}
-	n.made, err = n.load(bucketMade, topicMade, func(key string, value []byte) error {
+	if len(lost) > 0 {
+		cfg.Log.WithField("endpoints", len(lost)).Warn("kept names of containers make no sense: they are collected anew")
+	}
+	n.made, n.lost, err = n.load(bucketMade, topicMade, func(key string, value []byte) error {
 		_, err := decodeMade(key, value)
 		return err
 	})
+	for key, err := range n.lost {
+		cfg.Log.WithField("name", strings.TrimSpace(key)).WithError(err).Error("a name that was made by hand is lost")
+	}
 	return n, err
 }
 
-// load reads notes of this host from the disk, and publishes them.
-func (n *Names) load(bucket, topic string, check func(key string, value []byte) error) (map[string][]byte, error) {
-	all, err := n.cfg.Store.Load(bucket)
-	if err != nil {
-		return nil, fmt.Errorf("load names: %w", err)
+// load reads notes of this host from the disk, and publishes them. Those that make no
+// sense are lost: it takes them off the disk.
+func (n *Names) load(bucket, topic string, check func(key string, value []byte) error) (all map[string][]byte, lost map[string]error, err error) {
+	if all, err = n.cfg.Store.Load(bucket); err != nil {
+		return nil, nil, fmt.Errorf("load names: %w", err)
 	}
 	if all == nil {
 		all = map[string][]byte{}
 	}
+	lost, gone := map[string]error{}, map[string][]byte{}
 	for key, value := range all {
 		if err := check(key, value); err != nil {
-			return nil, fmt.Errorf("state bucket %q, key %q: %w", bucket, key, err)
-		}
-		if err := n.cfg.Mesh.Publish(topic, key, value); err != nil {
-			return nil, err
+			lost[key], gone[key] = err, nil
+			delete(all, key)
+		} else if err := n.cfg.Mesh.Publish(topic, key, value); err != nil {
+			n.cfg.Log.WithField("name", key).WithError(err).Warn("other hosts are not told of a name")
 		}
 	}
-	return all, nil
+	if len(gone) > 0 {
+		err = n.cfg.Store.Apply(bucket, gone)
+	}
+	if err != nil { // they are found, and lost, again
+		n.cfg.Log.WithError(err).Warn("names that make no sense stay on disk")
+	}
+	return all, lost, nil
+}
+
+// Lost returns which names that were made by hand could not be read from the disk, as
+// "NAME SEGMENT", and have not been made anew since.
+func (n *Names) Lost() []string {
+	n.losing.Lock()
+	defer n.losing.Unlock()
+	return slices.Sorted(maps.Keys(n.lost))
 }
 
 // Run collects and fills until ctx ends.
@@ -147,7 +176,8 @@ type Name struct {
 
 // List lists all names that count, in the order of names and addresses.
 func (n *Names) List() []Name {
-	all := slices.Concat(n.ofContainers(), n.ofHands())
+	ignore := func(mesh.Note, error) {}
+	all := slices.Concat(n.ofContainers(ignore), n.ofHands(ignore))
 	slices.SortFunc(all, compareNames)
 	return all
 }

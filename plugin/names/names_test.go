@@ -151,9 +151,69 @@ func TestRestart(t *testing.T) {
 	w.run()
 	w.await("db")
 	w.await("web", "10.32.0.2")
-	w.set(func() { w.disk[bucket]["e-web"] = []byte(`["Web"]`) })
-	if _, err := New(n.cfg); !errors.Is(err, errNoNote) {
-		t.Errorf("a disk that makes no sense is read: %v", err)
+}
+
+// TestEngineFails holds that an Engine that fails to tell of a container, or to list
+// them, takes no name away that was told before.
+func TestEngineFails(t *testing.T) {
+	for what, fails := range map[string]func(w *world){
+		"to tell of one": func(w *world) { w.broken = "web-0123456789" },
+		"to list all":    func(w *world) { w.noList = errors.New("internal server error") },
+	} {
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			_, stop := w.run()
+			w.starts("web", "10.32.0.2")
+			w.starts("db", "10.32.0.3")
+			w.await("web", "10.32.0.2")
+			w.await("db", "10.32.0.3")
+			stop()
+			w.set(func() { fails(w) })
+			w.run()
+			eventually(t, "it is asked", func() bool { return w.broken == "" || w.refusals() > 0 })
+			for _, name := range []string{"db2", "db3"} { // what the first one takes away is gone with the second
+				w.set(func() {
+					c := w.containers["db-0123456789"]
+					c.Name = name
+					w.containers[c.ID] = c
+				})
+				w.events <- "db-0123456789"
+				w.await(name, "10.32.0.3")
+			}
+			if got := w.found("web"); len(got) != 1 {
+				t.Errorf("web is %v", got)
+			}
+			w.set(func() { w.broken, w.noList = "", nil })
+			w.set(func() { delete(w.containers, "web-0123456789") })
+			w.events <- "" // all are listed anew
+			w.await("web")
+		})
+	}
+}
+
+// TestLost holds that what makes no sense on disk costs nothing but itself: names of
+// containers are collected anew, and those that were made by hand are told as lost
+// until they are made anew.
+func TestLost(t *testing.T) {
+	w := newWorld(t)
+	w.containers["web-0123456789"] = engine.Container{ID: "web-0123456789", Name: "web", Attachments: []engine.Attachment{{Network: "net", Endpoint: "e-web"}}}
+	w.announce(self, "e-web", "10.32.0.2")
+	w.disk[bucket] = map[string][]byte{"e-web": []byte(`["Web"]`), "e-db": {0xff}}
+	w.disk[bucketMade] = map[string][]byte{"printer ": []byte(`["192.0.2.7"]`), "scanner ": []byte(`["192.0`), "no\xffkey": []byte(`["192.0.2.9"]`)}
+	n, _ := w.run()
+	w.await("web", "10.32.0.2")
+	w.await("printer", "192.0.2.7")
+	if got, want := n.Lost(), []string{"no\xffkey", "scanner "}; !slices.Equal(got, want) {
+		t.Errorf("lost are %q, want %q", got, want)
+	}
+	if got := len(w.disk[bucketMade]); got != 1 {
+		t.Errorf("%d names are on disk", got)
+	}
+	if err := n.Add(Made{Name: "scanner", Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.8")}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := n.Lost(), []string{"no\xffkey"}; !slices.Equal(got, want) {
+		t.Errorf("lost are %q, want %q", got, want)
 	}
 }
 
@@ -184,6 +244,34 @@ func TestOwners(t *testing.T) {
 	w.note(other, topicNames, "e1", `["web", "Web"]`)
 	n.fill()
 	w.await("web")
+	if len(w.warnings) != 1 || !strings.Contains(w.warnings[0], "makes no sense") {
+		t.Errorf("of the nonsense of one host was told %q", w.warnings)
+	}
+}
+
+// TestMany holds that a host tells no more names than others take, and says so once.
+func TestMany(t *testing.T) {
+	w := newWorld(t)
+	w.set(func() {
+		for i := range mesh.MaxNotes + 2 {
+			name := fmt.Sprint("c", i)
+			w.containers[name] = engine.Container{ID: name, Name: name, Attachments: []engine.Attachment{{Network: "net", Endpoint: "e-" + name}}}
+		}
+	})
+	told := func() int {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return len(w.disk[bucket])
+	}
+	w.run()
+	eventually(t, "all that others take are told", func() bool { return told() == mesh.MaxNotes })
+	w.starts("late", "10.32.0.1")
+	w.set(func() { delete(w.containers, "c0"); delete(w.containers, "c1"); delete(w.containers, "c2") })
+	w.events <- ""
+	w.await("late", "10.32.0.1")
+	if len(w.warnings) != 1 || !strings.Contains(w.warnings[0], "too many") {
+		t.Errorf("told was %q", w.warnings)
+	}
 }
 
 // TestMade holds that names are added and removed by hand, and stay over restarts.
@@ -225,6 +313,17 @@ func TestMade(t *testing.T) {
 	w.await("printer")
 	if len(w.disk[bucketMade]) != 0 {
 		t.Errorf("left on disk: %v", w.disk[bucketMade])
+	}
+	for i := range maxMade {
+		if err := n.Add(Made{Name: fmt.Sprint("n", i), Addrs: []netip.Addr{a}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := n.Add(Made{Name: "more", Addrs: []netip.Addr{a}}); err == nil || !strings.Contains(err.Error(), "remove others") {
+		t.Errorf("one too many: %v", err)
+	}
+	if err := n.Add(Made{Name: "n0", Addrs: []netip.Addr{b}}); err != nil {
+		t.Errorf("a further address: %v", err)
 	}
 }
 

@@ -38,7 +38,7 @@ func Canonical(name, domain string) (string, error) {
 		case len(label) > maxLabel:
 			return "", fmt.Errorf("name %q: a part has %d bytes, want at most %d", name, len(label), maxLabel)
 		case strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-_") != "":
-			return "", fmt.Errorf("name %q: want letters, digits, dashes and underscores", name)
+			return "", fmt.Errorf("name %q: want letters, digits, dashes and underscores; for others its xn-- form", name)
 		}
 	}
 	return name, nil

@@ -21,8 +21,8 @@ const (
 	shortestPause = 100 * time.Millisecond // after other errors, doubled with each
 	longestPause  = 30 * time.Second
 
-	// checkEvery is how soon it is seen that a namespace has ended, or that
-	// another is at its path, though nobody said so.
+	// checkEvery is how soon it is seen that a namespace has ended, that another is
+	// at its path, or that its rules were taken away, though nobody said so.
 	checkEvery = time.Second
 
 	// maxAtOnce bounds the threads for namespaces, where many are opened or closed
@@ -31,8 +31,9 @@ const (
 )
 
 var (
-	errMoved = errors.New("the namespace is no longer there")
-	errEnded = errors.New("nobody answers there any more")
+	errMoved   = errors.New("the namespace is no longer there")
+	errFlushed = errors.New("somebody in the container took the rules away that lead questions here")
+	errEnded   = errors.New("nobody answers there any more")
 )
 
 // Serve answers what comes to a sandbox, until ctx is done; it must then return
@@ -230,6 +231,9 @@ func watch(ctx context.Context, s *Sandbox, path string, ended <-chan error) (se
 		case <-check.C:
 			if !s.id.at(path) {
 				return false, errMoved
+			}
+			if s.flushed() {
+				return false, errFlushed
 			}
 		}
 	}

@@ -167,6 +167,48 @@ func TestKeeper(t *testing.T) {
 	}
 }
 
+// TestNothingIsLeft: however often sandboxes begin and end, also before they are open,
+// no file stays open, and no thread in them.
+func TestNothingIsLeft(t *testing.T) {
+	var rooms []*room
+	var paths []string
+	for range 10 {
+		r := newRoom(t)
+		rooms, paths = append(rooms, r), append(paths, r.path())
+	}
+	files := func() int {
+		all, err := os.ReadDir("/proc/self/fd")
+		must(t, err)
+		return len(all)
+	}
+	v := newService()
+	k, _, stop := startKeeper(t, v)
+	k.Want(paths) // so that what the runtime opens for itself is open
+	v.serves(t, paths...)
+	stop()
+	before := files()
+	k, _, stop = startKeeper(t, v)
+	for round := range 20 { // of 10 each
+		k.Want(paths)
+		if round%2 == 0 {
+			v.serves(t, paths...)
+		}
+		k.Want(nil)
+		if round%4 == 0 {
+			v.serves(t)
+		}
+	}
+	stop()
+	v.serves(t)
+	eventually(t, "no file more is open", func() bool { return files() <= before })
+	for _, r := range rooms {
+		r.isEmpty()
+		if tables, _ := r.tables(); tables != 0 {
+			t.Errorf("%d tables are left", tables)
+		}
+	}
+}
+
 // TestOneAfterTheOther: what is wanted again waits for its own end.
 func TestOneAfterTheOther(t *testing.T) {
 	t.Parallel()

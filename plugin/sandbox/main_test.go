@@ -114,6 +114,14 @@ func (r *room) in(f func() error) {
 // run runs a command in the room.
 func (r *room) run(command string) string {
 	r.t.Helper()
+	out, err := r.try(command)
+	must(r.t, err)
+	return out
+}
+
+// try runs a command that may fail.
+func (r *room) try(command string) (string, error) {
+	r.t.Helper()
 	args := strings.Fields(command)
 	program, err := exec.LookPath(args[0])
 	if err != nil {
@@ -126,11 +134,11 @@ func (r *room) run(command string) string {
 		r.t.Skipf("needs %s", args[0])
 	}
 	var out []byte
-	r.in(func() (err error) {
+	err = r.do(func() (err error) {
 		out, err = exec.Command(program, args[1:]...).CombinedOutput()
 		return err
 	})
-	return string(out)
+	return string(out), err
 }
 
 func (r *room) open() *Sandbox {

@@ -31,6 +31,7 @@ import (
 
 const (
 	tableName = "weave-names"
+	chainName = "output"
 
 	// beforeDocker comes before the priority that nft calls dstnat.
 	beforeDocker = nftables.ChainPriority(-101)
@@ -43,7 +44,8 @@ const (
 
 // rules are ours in one namespace.
 type rules struct {
-	conn *nftables.Conn // its socket owns the table
+	conn  *nftables.Conn // its socket owns the table, if the kernel can do that
+	owned bool
 }
 
 // install makes the table in the namespace of the calling thread.
@@ -77,7 +79,7 @@ func installAs(flags uint32, port uint16) (*rules, error) {
 		_ = conn.CloseLasting()
 		return nil, err
 	}
-	return &rules{conn}, nil
+	return &rules{conn, flags&tableOwned != 0}, nil
 }
 
 func table() *nftables.Table {
@@ -129,7 +131,7 @@ func createTable(socket *netlink.Conn, flags uint32) error {
 func fillTable(conn *nftables.Conn, port uint16) error {
 	accept := nftables.ChainPolicyAccept
 	output := conn.AddChain(&nftables.Chain{
-		Name: "output", Table: table(), Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput,
+		Name: chainName, Table: table(), Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookOutput,
 		Priority: nftables.ChainPriorityRef(beforeDocker), Policy: &accept,
 	})
 	for _, protocol := range []byte{unix.IPPROTO_UDP, unix.IPPROTO_TCP} {
@@ -172,6 +174,16 @@ func redirect(port uint16) []expr.Any {
 		&expr.Immediate{Register: 2, Data: binaryutil.BigEndian.PutUint16(port)},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: 1, RegProtoMin: 2},
 	}
+}
+
+// gone tells whether somebody else took rules away, as a container can that may
+// change its own network. Where the table is owned nobody can.
+func (r *rules) gone() bool {
+	if r.owned {
+		return false
+	}
+	left, err := r.conn.GetRules(table(), &nftables.Chain{Name: chainName})
+	return err == nil && len(left) == 0 || errors.Is(err, unix.ENOENT)
 }
 
 // remove removes the table. One that is not there any more is removed.

@@ -15,8 +15,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
-	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -164,36 +165,69 @@ func (s *Sandbox) TCP() net.Listener { return s.tcp }
 // network is "udp" or "tcp". Where that resolver does not run, the connection is
 // refused: with UDP it is the first read that fails. Connections that are open
 // when Close is called stay so, and hold the namespace.
-func (s *Sandbox) Dial(ctx context.Context, network string) (conn net.Conn, err error) {
-	switch network {
-	case "udp", "tcp":
-	default:
+func (s *Sandbox) Dial(ctx context.Context, network string) (net.Conn, error) {
+	kind, known := map[string]int{"udp": unix.SOCK_DGRAM, "tcp": unix.SOCK_STREAM}[network]
+	if !known {
 		return nil, net.UnknownNetworkError(network)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.closing, cancel)()
+	file, err := s.socket(kind)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	if err := connect(ctx, file); err != nil {
+		return nil, err
+	}
+	return net.FileConn(file) // has a descriptor of its own
+}
+
+// socket makes a marked socket in the namespace. It belongs there ever after, so no
+// thread has to stay until it is connected: a container can have that take long, for
+// as many connections as it likes.
+func (s *Sandbox) socket(kind int) (file *os.File, err error) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.ns == nil {
 		return nil, net.ErrClosed
 	}
-	dialer := net.Dialer{Control: setMark}
 	err = s.ns.do(func() error {
-		conn, err = dialer.DialContext(ctx, network+"4", Resolver.String())
-		return err
+		fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return os.NewSyscallError("socket", err)
+		}
+		// Without the mark what it sends would come back to us, so it is not used then.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, Mark); err != nil {
+			_ = unix.Close(fd)
+			return os.NewSyscallError("setsockopt", err)
+		}
+		file = os.NewFile(uintptr(fd), "resolver")
+		return nil
 	})
-	return conn, err
+	return file, err
 }
 
-// setMark marks a socket before it is connected. Without the mark what it sends
-// would come back to us, so it is not used then.
-func setMark(_, _ string, c syscall.RawConn) error {
-	var marked error
-	err := c.Control(func(fd uintptr) {
-		marked = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, Mark)
+// connect connects a socket to Docker's resolver.
+func connect(ctx context.Context, file *os.File) error {
+	defer context.AfterFunc(ctx, func() { _ = file.SetDeadline(time.Unix(1, 0)) })() // wakes it up
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var connected error
+	waited := raw.Write(func(fd uintptr) bool { // until it is no longer under way
+		connected = unix.Connect(int(fd), &unix.SockaddrInet4{Port: int(Resolver.Port()), Addr: Resolver.Addr().As4()})
+		return connected != unix.EINPROGRESS && connected != unix.EALREADY
 	})
-	return errors.Join(err, marked)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case waited != nil:
+		return waited
+	}
+	return os.NewSyscallError("connect", connected)
 }
 
 // Close removes the rules, so that Docker's resolver is asked again, and closes
@@ -231,6 +265,13 @@ func (s *Sandbox) unhookLocked() error {
 	err := s.rules.remove()
 	s.rules = nil
 	return err
+}
+
+// flushed tells whether the rules were taken away by others.
+func (s *Sandbox) flushed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rules != nil && s.rules.gone()
 }
 
 func notClosed(err error) error {

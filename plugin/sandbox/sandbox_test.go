@@ -119,7 +119,8 @@ func TestLeftBehind(t *testing.T) {
 	r.expect("web", "weave: web")
 }
 
-// TestOldKernel: without owned tables, rules are removed by Close.
+// TestOldKernel: without owned tables, rules are removed by Close, and it is seen that
+// a container takes them away.
 func TestOldKernel(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t)
@@ -133,6 +134,17 @@ func TestOldKernel(t *testing.T) {
 	})
 	answer(t, "weave", s.UDP(), s.TCP(), nil)
 	r.expect("web", "weave: web")
+	if s.flushed() {
+		t.Error("rules that are there are missed")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), soon)
+	defer cancel()
+	for _, command := range []string{"nft flush chain ip " + tableName + " output", "nft delete table ip " + tableName} {
+		r.run(command)
+		if _, err := watch(ctx, s, r.path(), nil); !errors.Is(err, errFlushed) {
+			t.Errorf("after %s: %v", command, err)
+		}
+	}
 	must(t, s.Close())
 	r.expect("web", "docker: web")
 }
@@ -171,27 +183,53 @@ func TestClose(t *testing.T) {
 	})
 }
 
-// TestCloseEndsDial: a resolver that takes no connection does not hold up Close.
+// TestCloseEndsDial: a resolver that takes no connection does not hold up Close, nor
+// threads.
 func TestCloseEndsDial(t *testing.T) {
 	t.Parallel()
 	r := newRoom(t)
 	s := r.open()
 	r.run("iptables-nft -A INPUT -p tcp --dport 53 -j DROP")
-	ended := make(chan error)
-	go func() {
-		_, err := s.Dial(context.Background(), "tcp")
-		ended <- err
-	}()
-	eventually(t, "it connects", func() bool {
-		free := s.mu.TryLock()
-		if free {
-			s.mu.Unlock()
-		}
-		return !free
+	const count = 50
+	ended := make(chan error, count)
+	for range count {
+		go func() {
+			_, err := s.Dial(context.Background(), "tcp")
+			ended <- err
+		}()
+	}
+	eventually(t, "all connect", func() bool {
+		var text []byte
+		r.in(func() (err error) { text, err = os.ReadFile("/proc/thread-self/net/tcp"); return err })
+		return strings.Count(string(text), " 0B00007F:0035 02 ") == count // SYN_SENT
 	})
+	r.isEmpty()
 	must(t, s.Close())
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("Dial returned %v", err)
+	for range count {
+		if err := <-ended; !errors.Is(err, context.Canceled) {
+			t.Errorf("Dial returned %v", err)
+		}
+	}
+}
+
+// TestRulesAreHeld: a container that may change its own network does not take the rules
+// away, where the kernel has owned tables, and what it adds is its own affair.
+func TestRulesAreHeld(t *testing.T) {
+	t.Parallel()
+	r := newRoom(t)
+	r.docker("iptables-nft")
+	s := r.open()
+	answer(t, "weave", s.UDP(), s.TCP(), nil)
+	for command, refused := range map[string]bool{
+		"nft delete table ip " + tableName: true, "nft flush chain ip " + tableName + " output": true,
+		"nft add rule ip " + tableName + " output drop": true, "nft flush ruleset": false, // of all but ours
+	} {
+		if out, err := r.try(command); (err != nil) != refused {
+			t.Errorf("%s: %v\n%s", command, err, out)
+		}
+		if got, err := ask(r.dial("udp"), "web"); err != nil || got != "weave: web" {
+			t.Errorf("after %q: %q, %v", command, got, err)
+		}
 	}
 }
 

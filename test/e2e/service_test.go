@@ -28,6 +28,11 @@ func TestService(t *testing.T) {
 	server := run(t, other, net, nil).serve()
 	client := run(t, h, net, nil, "tool", "hold", server.ip()+":7000")
 	awaitBeats(t, client, soon)
+	client.finds(server.name, server.ip())
+	server.finds(client.name, client.ip())
+	if q := status(t, h).DNS.Questions; q.Answered == 0 {
+		t.Errorf("questions %+v", q)
+	}
 
 	before := status(t, h).Started
 	if _, err := h.Run("kill", "-9", service); err != nil {
@@ -49,7 +54,9 @@ func TestService(t *testing.T) {
 }
 
 // startService does what systemd would with examples/weave.service, as far as
-// rights of processes go, and returns the process.
+// rights of processes go, and returns the process. As with ProtectSystem, what is
+// mounted on the host later, such as containers' network namespaces, comes to a
+// mount namespace of its own.
 func startService(t *testing.T, h *dockerlab.Host, peers string) string {
 	t.Helper()
 	unit := exampleUnit(t)
@@ -59,7 +66,7 @@ func startService(t *testing.T, h *dockerlab.Host, peers string) string {
 	}
 	command := strings.Replace(unit["ExecStart"], "/usr/local/bin/weave", filepath.Join(dockerlab.BuildDir(), "weave"), 1)
 	pid, err := h.Run("sh", "-c", fmt.Sprintf(
-		"umask %s; WEAVE_PASSWORD_FILE=password WEAVE_PEERS=%s WEAVE_NICKNAME=%s setsid setpriv --no-new-privs --bounding-set=%s --inh-caps=-all %s >>/var/lib/weave.log 2>&1 & echo $!",
+		"umask %s; WEAVE_PASSWORD_FILE=password WEAVE_PEERS=%s WEAVE_NICKNAME=%s setsid unshare --mount --propagation slave setpriv --no-new-privs --bounding-set=%s --inh-caps=-all %s >>/var/lib/weave.log 2>&1 & echo $!",
 		unit["UMask"], peers, nickname(h), rights, command))
 	if err != nil {
 		t.Fatal(err)

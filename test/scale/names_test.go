@@ -44,8 +44,13 @@ func TestNamesOfAThousandContainers(t *testing.T) {
 			t.Fatal(err)
 		}
 		took := time.Since(began)
-		if n := len(w.peers[0].records.table.All(kindNames)); n != hosts*each {
-			t.Errorf("%d names are known", n)
+		if took == 0 {
+			t.Error("nothing was told over the network")
+		}
+		for _, p := range w.peers {
+			if n, e := len(p.records.table.All(kindNames)), len(p.records.table.All(kindEndpoint)); n != hosts*each || e != hosts*(each+w.plan.Endpoints) {
+				t.Errorf("host %d knows %d names, %d endpoints", p.index, n, e)
+			}
 		}
 		t.Logf("%d containers are known everywhere after %s", hosts*each, took.Round(time.Millisecond))
 		if took > limit {
