@@ -205,11 +205,11 @@ func (d *Driver) rivals(rec exposureRecord) error {
 func (d *Driver) checkForwarding(addr netip.Addr) error {
 	on, err := d.kernel.Forwards(addr)
 	if err == nil && !on {
-		setting := "net.ipv4.ip_forward"
+		family, setting := "IPv4", "net.ipv4.ip_forward"
 		if addr.Is6() {
-			setting = "net.ipv6.conf.all.forwarding"
+			family, setting = "IPv6", "net.ipv6.conf.all.forwarding"
 		}
-		err = fmt.Errorf("this host forwards no packets: set %s to 1, with sysctl", setting)
+		err = fmt.Errorf("this host forwards no %s packets: set %s to 1, with sysctl", family, setting)
 	}
 	return err
 }

@@ -129,7 +129,7 @@ func (a *Allocator) checkBusy(pool netip.Prefix) error {
 	}
 	for _, b := range busy {
 		if b.Overlaps(pool) {
-			return fmt.Errorf("subnet %s %w %s, which a route of this host uses; choose another --subnet", pool, ErrOverlap, b)
+			return fmt.Errorf("subnet %s %w %s, which a route of this host uses; choose another subnet", pool, ErrOverlap, b)
 		}
 	}
 	return nil
@@ -146,7 +146,7 @@ func (a *Allocator) checkOverlap(pool netip.Prefix) error {
 func (a *Allocator) overlapped(pool netip.Prefix) error {
 	for _, h := range a.handles {
 		if h.pool != pool && h.pool.Overlaps(pool) {
-			return fmt.Errorf("subnet %s %w %s of another network on this host; choose another --subnet, or remove that network", pool, ErrOverlap, h.pool)
+			return fmt.Errorf("subnet %s %w %s of another network on this host; choose another subnet, or remove that network", pool, ErrOverlap, h.pool)
 		}
 	}
 	return nil

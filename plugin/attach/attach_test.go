@@ -141,6 +141,7 @@ func TestAttachRefuses(t *testing.T) {
 		{"stopped", "net:default", "docker start stopped"},
 		{"web", "net:default 10.1.0.2/24", "one two --ip"},
 		{"web", "net:default 10.9.0.2/24", "weave-10.9.0.0-24 exists"},
+		{"web", "net:default 10.8.0.2/16", "10.8.0.0/16 10.8.0.0/24 weave-10.9.0.0-24 length"},
 		{"web", "10.5.0.2/24 10.5.0.3/24", "10.5.0.2 10.5.0.3"},
 		{"web", "10.5.0.2/24 10.5.0.3/16", "10.5.0.0/24 10.5.0.0/16 overlap"},
 	} {

@@ -83,10 +83,26 @@ func planned(all []engine.Network, subnet netip.Prefix) (engine.Network, error) 
 	if subnet.Addr().Is6() {
 		n.Options = map[string]string{segmentOption: form}
 	}
+	if other, of, ok := overlapping(all, subnet); ok {
+		return n, fmt.Errorf("subnet %s overlaps %s of network %s on this host: an address there has the length /%d; or choose another subnet", subnet, of, other, of.Bits())
+	}
 	if slices.ContainsFunc(all, func(x engine.Network) bool { return x.Name == n.Name }) {
 		return n, fmt.Errorf("network %s exists already, but not as a weave network with subnet %s: remove it, or make that one by another name", n.Name, subnet)
 	}
 	return n, nil
+}
+
+// overlapping finds a weave network with part of a subnet: most often it is that one
+// which is meant, and the length that is wrong.
+func overlapping(all []engine.Network, subnet netip.Prefix) (name string, of netip.Prefix, ok bool) {
+	for _, n := range all {
+		for _, p := range n.IPAM.Pools {
+			if engine.IsWeave(n.Driver) && p.Subnet.Overlaps(subnet) {
+				return n.Name, p.Subnet, true
+			}
+		}
+	}
+	return "", netip.Prefix{}, false
 }
 
 func creation(n engine.Network, made string) client.NetworkCreateOptions {

@@ -1,5 +1,4 @@
 // Package cli is the command line of the `weave` binary. Its verbs talk to the
-// Package cli is the command line of the `weave` binary. Its verbs talk to the
 // running plugin over the control API, those for containers to Docker, too, have
 // package managed make and remove the plugin, and write to the terminal.
 //
@@ -74,7 +73,46 @@ The same subnet on two hosts is the same network.`,
 	root.AddCommand(a.dnsAddCommand(), a.dnsRemoveCommand(), a.dnsLookupCommand())
 	root.AddCommand(a.doctorCommand(), a.reportCommand(), a.manCommand())
 	explainCompletion(root)
+	root.SetFlagErrorFunc(flagError)
 	return root
+}
+
+// flagError says where to look. What strconv thought of a number is left out: the
+// flag and its value have been named by then.
+func flagError(cmd *cobra.Command, err error) error {
+	text, _, _ := strings.Cut(err.Error(), ": strconv.")
+	return fmt.Errorf("%s; see `%s --help`", text, cmd.CommandPath())
+}
+
+// noArguments is for verbs that take none.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var below []string
+	for _, sub := range cmd.Commands() {
+		if sub.IsAvailableCommand() {
+			below = append(below, sub.Name())
+		}
+	}
+	if len(below) > 0 {
+		return fmt.Errorf("there is no %q: give one of %s", cmd.CommandPath()+" "+args[0], strings.Join(below, ", "))
+	}
+	return fmt.Errorf("%s takes no arguments, and got %.80q; see `%[1]s --help`", cmd.CommandPath(), args[0])
+}
+
+// oneOf refuses more than one of some flags.
+func oneOf(cmd *cobra.Command, names ...string) error {
+	var set []string
+	for _, name := range names {
+		if cmd.Flags().Changed(name) {
+			set = append(set, "--"+name)
+		}
+	}
+	if len(set) > 1 {
+		return fmt.Errorf("%s exclude each other: give one", strings.Join(set, " and "))
+	}
+	return nil
 }
 
 // Explain returns the text for an error of Execute: what is wrong, and what the
@@ -86,9 +124,7 @@ func Explain(err error) string {
 	text := "weave: " + cleanLines(err.Error())
 	switch {
 	case errors.Is(err, control.ErrNotRunning):
-		text += `
-  See it:    docker plugin ls
-  Start it:  sudo weave launch`
+		text += startHints(unitFile)
 	case errors.Is(err, control.ErrPermission), errors.Is(err, managed.ErrNotRoot):
 		text += "\n  Try again with sudo."
 	case errors.Is(err, managed.ErrNoEngine):
@@ -102,6 +138,22 @@ func Explain(err error) string {
 		text += "\n  Load it:  sudo modprobe tun"
 	}
 	return text
+}
+
+// unitFile is where examples/weave.service is put.
+const unitFile = "/etc/systemd/system/weave.service"
+
+// startHints says how to start what does not run: the service, where there is a
+// unit for it.
+func startHints(unit string) string {
+	if _, err := os.Stat(unit); err == nil {
+		return `
+  See it:    systemctl status weave
+  Start it:  sudo systemctl start weave`
+	}
+	return `
+  See it:    docker plugin ls
+  Start it:  sudo weave launch`
 }
 
 func (a *app) client() *control.Client {
@@ -190,6 +242,9 @@ func printConnected(p *printer, results []control.ConnectResult) error {
 		switch {
 		case r.Error != "":
 			p.line("%s: %s", clean(r.Address), clean(r.Error))
+			if r.Do != "" {
+				p.line("  -> %s", clean(r.Do))
+			}
 		case r.Self:
 			p.line("%s: this is this host, left out", clean(r.Address))
 		default:
@@ -229,7 +284,7 @@ func (a *app) versionCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "version",
 		Short: "Show the version of this command and of the running plugin",
-		Args:  cobra.NoArgs,
+		Args:  noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			status, err := a.client().Status(cmd.Context())
 			if asJSON {
@@ -264,7 +319,7 @@ managed plugin is enabled. The settings come from the environment, see
 It also runs without the managed plugin, as a service of the host: then the
 state is in /var/lib/weave and the sockets are below /run, as with it. See
 examples/weave.service.`,
-		Args: cobra.NoArgs,
+		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.Daemon(cmd.Context()) },
 	}
 }

@@ -93,7 +93,7 @@ func (d fakeDaemon) Connect(_ context.Context, addrs []string) ([]control.Connec
 		r := control.ConnectResult{Address: a, Peer: "rightrightrightrightrightr", Nickname: "right"}
 		switch {
 		case strings.HasPrefix(a, "bad"):
-			r = control.ConnectResult{Address: a, Error: "no answer"}
+			r = control.ConnectResult{Address: a, Error: "no answer", Do: "start weave there"}
 		case a == "self":
 			r = control.ConnectResult{Address: a, Self: true}
 		}
@@ -183,6 +183,20 @@ func startPlugin(ts *testscript.TestScript, _ bool, args []string) {
 func TestExplainPermission(t *testing.T) {
 	got := Explain(fmt.Errorf("ask: %w", control.ErrPermission))
 	if !strings.Contains(got, "sudo") {
+		t.Error(got)
+	}
+}
+
+// TestStartHints: a host whose daemon is a service is told of that.
+func TestStartHints(t *testing.T) {
+	unit := filepath.Join(t.TempDir(), "weave.service")
+	if got := startHints(unit); !strings.Contains(got, "sudo weave launch") {
+		t.Error(got)
+	}
+	if err := os.WriteFile(unit, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := startHints(unit); !strings.Contains(got, "systemctl start weave") || strings.Contains(got, "launch") {
 		t.Error(got)
 	}
 }

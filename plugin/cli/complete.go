@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -20,6 +21,15 @@ func explainCompletion(root *cobra.Command) {
 	for _, cmd := range root.Commands() {
 		if cmd.Name() != "completion" {
 			continue
+		}
+		cmd.Args, cmd.RunE = noArguments, func(*cobra.Command, []string) error {
+			return errors.New("name the shell, as in: weave completion bash; or zsh, or fish")
+		}
+		for _, shell := range cmd.Commands() {
+			shell.Args, shell.Short = noArguments, "Print the script for "+shell.Name()
+			if shell.Name() == "powershell" {
+				cmd.RemoveCommand(shell)
+			}
 		}
 		cmd.Short = "Print a script by which a shell completes weave's commands"
 		cmd.Long = `Print a script by which a shell completes weave's commands, flags, and, for who

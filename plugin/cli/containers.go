@@ -140,7 +140,10 @@ last container, unless this host itself has an address there.`,
 			if err != nil {
 				return err
 			}
+			progress := newProgress(cmd.ErrOrStderr())
+			progress.step("Waiting for Docker to disconnect " + args[len(args)-1])
 			left, err := docker.Detach(cmd.Context(), args[len(args)-1], wants, subnetsOf(status.Exposed))
+			progress.done()
 			if asJSON {
 				return errors.Join(err, printGiven(cmd.OutOrStdout(), left))
 			}
@@ -157,7 +160,7 @@ last container, unless this host itself has an address there.`,
 
 // container checks that the last argument can be a container.
 func container(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 || attach.IsWant(args[len(args)-1]) {
+	if len(args) == 0 || args[len(args)-1] == "" || attach.IsWant(args[len(args)-1]) {
 		return fmt.Errorf("name the container, after the addresses, as in: %s 192.168.0.2/24 web", cmd.CommandPath())
 	}
 	return nil

@@ -51,7 +51,7 @@ The exit status is 1 if a check failed, 2 if the plugin could not be asked, as
 without root, and else 0.`,
 		Example: `  sudo weave doctor
   sudo weave doctor --json | jq -r '.[] | select(.verdict == "failed") | .found'`,
-		Args:              cobra.NoArgs,
+		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			progress := newProgress(cmd.ErrOrStderr())
@@ -179,7 +179,7 @@ Passwords are left out, those of WEAVE_PROXY, too. Names and addresses of hosts
 and containers are in it.`,
 		Example: `  sudo weave report --out weave-report.json
   sudo weave report | jq .checks`,
-		Args:              cobra.NoArgs,
+		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			progress := newProgress(cmd.ErrOrStderr())

@@ -65,7 +65,10 @@ when it is exposed again, and ends with weave hide.`,
 			if r.Imports, err = parseForwards("import", imports); err != nil {
 				return err
 			}
+			progress := newProgress(cmd.ErrOrStderr())
+			progress.step("Waiting for the network and the address")
 			all, err := a.expose(cmd.Context(), args, r)
+			progress.done()
 			if err != nil {
 				return err
 			}
@@ -99,11 +102,19 @@ removed with the last that used it; others stay.`,
 			if err != nil {
 				return err
 			}
-			all, err := a.client().Hide(cmd.Context(), targets)
+			docker, err := a.Docker() // first, so that no network is left for want of it
 			if err != nil {
 				return err
 			}
-			return errors.Join(a.printExposed(cmd, all, asJSON), a.removeUnused(cmd.Context(), all))
+			progress := newProgress(cmd.ErrOrStderr())
+			defer progress.done()
+			progress.step("Taking addresses back")
+			all, err := a.client().Hide(cmd.Context(), targets)
+			progress.done()
+			if err != nil {
+				return err
+			}
+			return errors.Join(a.printExposed(cmd, all, asJSON), a.removeUnused(cmd.Context(), docker, all))
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
@@ -111,15 +122,11 @@ removed with the last that used it; others stay.`,
 }
 
 // removeUnused removes the networks that were there for what was hidden only.
-func (a *app) removeUnused(ctx context.Context, hidden []control.Exposed) error {
+func (a *app) removeUnused(ctx context.Context, docker Docker, hidden []control.Exposed) error {
 	if len(hidden) == 0 {
 		return nil
 	}
 	status, err := a.client().Status(ctx)
-	if err != nil {
-		return err
-	}
-	docker, err := a.Docker()
 	if err != nil {
 		return err
 	}
@@ -177,12 +184,12 @@ func (a *app) expose(ctx context.Context, args []string, r control.ExposeRequest
 		}
 	}()
 	for _, t := range r.Targets {
-		if hasSubnet(status, t.Subnet) || t.Subnet.Addr().Is6() { // IPv6 comes with a network of IPv4
+		if hasSubnet(status, t.Subnet) {
 			continue
 		}
 		name, created, err := docker.Network(ctx, t.Subnet, madeByExpose)
 		if err != nil {
-			return nil, fmt.Errorf("make a network with subnet %s: %w", t.Subnet, err)
+			return nil, err
 		}
 		if created {
 			made = append(made, name)

@@ -104,8 +104,6 @@ func (f *launchFlags) add(cmd *cobra.Command) {
 	}
 	flags.StringVar(&f.set, "set", "", "settings by their own names, as `'NAME=VALUE ...'`, for scripts; state.source is one, too")
 	flags.BoolVar(&f.asJSON, "json", false, "print JSON for programs")
-	cmd.MarkFlagsMutuallyExclusive("password", "password-file", "no-password")
-	cmd.MarkFlagsMutuallyExclusive("discover", "no-discovery")
 	words := func(words ...string) cobra.CompletionFunc {
 		return cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp)
 	}
@@ -129,6 +127,9 @@ func flagOf(setting string) (flag string, ok bool) {
 
 // request reads the flags, and the password.
 func (f *launchFlags) request(cmd *cobra.Command, peers []string) (managed.Request, error) {
+	if err := errors.Join(oneOf(cmd, "password", "password-file", "no-password"), oneOf(cmd, "discover", "no-discovery")); err != nil {
+		return managed.Request{}, err
+	}
 	set, err := managed.ParseSettings(f.set)
 	if err != nil {
 		return managed.Request{}, err
@@ -208,7 +209,7 @@ func (a *app) launch(cmd *cobra.Command, r managed.Request, asJSON bool) error {
 	if err != nil {
 		return err
 	}
-	if err := a.unmanaged(ctx, state); err != nil {
+	if err := a.unmanaged(ctx, state, "end that first, as by `systemctl disable --now weave`"); err != nil {
 		return err
 	}
 	progress := newProgress(cmd.ErrOrStderr())
@@ -231,7 +232,7 @@ func (a *app) launch(cmd *cobra.Command, r managed.Request, asJSON bool) error {
 }
 
 // unmanaged returns an error if somebody runs the daemon in another way.
-func (a *app) unmanaged(ctx context.Context, s managed.State) error {
+func (a *app) unmanaged(ctx context.Context, s managed.State, wayOut string) error {
 	if s.Enabled {
 		return nil
 	}
@@ -240,7 +241,7 @@ func (a *app) unmanaged(ctx context.Context, s managed.State) error {
 	if _, err := a.client().Status(ctx); err != nil {
 		return nil //nolint:nilerr // nobody does
 	}
-	return errors.New("nothing was changed: weave runs on this host without the managed plugin; end that first, as by `systemctl disable --now weave`")
+	return errors.New("nothing was changed: weave runs on this host without the managed plugin; " + wayOut)
 }
 
 // awaitAnswer waits until the plugin does its work.

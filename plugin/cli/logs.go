@@ -34,7 +34,7 @@ what else the line tells; one that has another form is all "msg".`,
 		Example: `  sudo weave logs
   sudo weave logs -f -n 20
   sudo weave logs --json | jq 'select(.level == "error")'`,
-		Args:              cobra.NoArgs,
+		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if lines < 0 || lines > maxLogLines {

@@ -85,7 +85,7 @@ an address has. A container is answered with those of its own networks only.
 The exit status is 1 if there is none.`,
 		Example: `  sudo weave dns-lookup web
   sudo weave dns-lookup 10.32.0.2 --json`,
-		Args:              cobra.ExactArgs(1),
+		Args:              oneName,
 		ValidArgsFunction: a.complete(func(s control.Status) []string { return namesOf(s, func(control.Name) bool { return true }) }),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			status, err := a.client().Status(cmd.Context())
@@ -123,6 +123,13 @@ func (a *app) networkFlag(cmd *cobra.Command, network *string) {
 		}
 		return words
 	}))
+}
+
+func oneName(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return fmt.Errorf("give one name or address, as in: %s web", cmd.CommandPath())
+	}
+	return nil
 }
 
 // nameAndAddresses checks that there are enough arguments.

@@ -22,7 +22,7 @@ for that. It needs a majority of the hosts, and waits until there is one: for a
 limit, put "timeout 60" before it.`,
 		Example: `  sudo weave prime
   sudo timeout 60 weave prime`,
-		Args:              cobra.NoArgs,
+		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			primed, err := a.prime(cmd)

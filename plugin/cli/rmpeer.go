@@ -30,7 +30,10 @@ back after all joins as a new peer and keeps its containers' addresses.`,
 		Args:              onePeer,
 		ValidArgsFunction: a.complete(removable),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			progress := newProgress(cmd.ErrOrStderr())
+			progress.step("Asking the other hosts")
 			r, err := a.client().RemovePeer(cmd.Context(), args[0], gone)
+			progress.done()
 			if err != nil {
 				return err
 			}

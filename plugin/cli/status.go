@@ -75,7 +75,7 @@ func (a *app) viewCommand(name, short string, v view) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               name,
 		Short:             short,
-		Args:              cobra.NoArgs,
+		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			status, err := a.client().Status(cmd.Context())
@@ -179,9 +179,17 @@ func problems(p *printer, s control.Status) {
 	case len(s.Problems)+len(s.Refusals) == 0:
 		p.line("Nothing is wrong.")
 	case aboutSettings(s):
-		p.line("Settings:  weave launch --set NAME=VALUE")
+		p.line("Settings:  %s", howToSet(s))
 	}
 	p.line("")
+}
+
+// howToSet says how settings are changed.
+func howToSet(s control.Status) string {
+	if s.Service {
+		return "the environment of the service, as by /etc/default/weave; then systemctl restart weave"
+	}
+	return "weave launch --set NAME=VALUE"
 }
 
 // aboutSettings tells whether a way out, or what is wrong, is a setting.

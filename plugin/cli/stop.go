@@ -36,7 +36,7 @@ With --remove it is also removed from Docker, unless there are networks that
 need it. What is in ` + config.HostState + ` stays; weave reset deletes that, too.`,
 		Example: `  sudo weave stop
   sudo weave stop --remove`,
-		Args:              cobra.NoArgs,
+		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			plugin, err := a.Plugin(cmd.Context())
@@ -46,8 +46,15 @@ need it. What is in ` + config.HostState + ` stays; weave reset deletes that, to
 			progress := newProgress(cmd.ErrOrStderr())
 			defer progress.done()
 			outcome, lines := "", []string(nil)
+			state, err := plugin.State(cmd.Context())
+			if err == nil {
+				err = a.unmanaged(cmd.Context(), state, "stop it as it was started, as by `systemctl stop weave`")
+			}
+			if err != nil {
+				return err
+			}
 			if remove {
-				outcome, lines, err = removePlugin(cmd.Context(), plugin, force, progress)
+				outcome, lines, err = removePlugin(cmd.Context(), plugin, state, force, progress)
 			} else {
 				outcome, lines, err = stopPlugin(cmd.Context(), plugin, progress)
 			}
@@ -89,11 +96,7 @@ func stopPlugin(ctx context.Context, plugin Plugin, progress *progress) (outcome
 }
 
 // removePlugin returns what stopPlugin does.
-func removePlugin(ctx context.Context, plugin Plugin, force bool, progress *progress) (outcome string, lines []string, err error) {
-	state, err := plugin.State(ctx)
-	if err != nil {
-		return "", nil, err
-	}
+func removePlugin(ctx context.Context, plugin Plugin, state managed.State, force bool, progress *progress) (outcome string, lines []string, err error) {
 	if !state.There {
 		return unchanged, []string{"Nothing to do: the plugin is not installed."}, nil
 	}
@@ -102,9 +105,13 @@ func removePlugin(ctx context.Context, plugin Plugin, force bool, progress *prog
 		return "", nil, err
 	}
 	if len(networks) > 0 && !force {
-		return "", nil, fmt.Errorf(`nothing was removed: there are networks that need the plugin. Remove the containers on them, and then:
+		first := "Remove"
+		if !state.Enabled {
+			first = "Start it with weave launch, remove"
+		}
+		return "", nil, fmt.Errorf(`nothing was removed: there are networks that need the plugin. %s the containers on them, and then:
   docker network rm %s
---force removes the plugin all the same, and leaves the networks, and links and packet filters until the host boots`, names(networks))
+--force removes the plugin all the same, and leaves the networks, and links and packet filters until the host boots`, first, names(networks))
 	}
 	progress.step("Removing the plugin")
 	if err := plugin.Remove(ctx); err != nil {
@@ -135,7 +142,7 @@ It asks first. While containers run on weave networks it refuses; --force takes
 them off these networks, and asks nothing.`,
 		Example: `  sudo weave reset
   sudo weave reset --force`,
-		Args:              cobra.NoArgs,
+		Args:              noArguments,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			plugin, err := a.Plugin(cmd.Context())
@@ -249,7 +256,7 @@ func (r *reset) look(ctx context.Context) (err error) {
 	if r.state, err = r.plugin.State(ctx); err != nil {
 		return err
 	}
-	if err := r.unmanaged(ctx, r.state); err != nil {
+	if err := r.unmanaged(ctx, r.state, "end that first, as by `systemctl disable --now weave`"); err != nil {
 		return err
 	}
 	if r.networks, err = r.plugin.Networks(ctx); err != nil || r.force {

@@ -89,6 +89,8 @@ type Config struct {
 	DNSListen   netip.AddrPort // where names are answered to others than containers; zero: nowhere
 	DNSSegments []string       // that are seen there: subnets, and names given by weave.segment; none means all of this host
 
+	Managed bool // Docker runs it as a managed plugin, and has its settings
+
 	State string // absolute path of the state folder
 	Run   string // absolute path of the host's /run
 }
@@ -149,6 +151,8 @@ func FromEnv(lookup func(string) (string, bool)) (Config, []Problem) {
 		State: r.dir(State, filepath.Join(root, HostState)),
 		Run:   r.dir(Run, filepath.Join(root, "run")),
 		Port:  r.port(),
+
+		Managed: root != "/",
 	}
 	c.Peers = r.peers(c.Port)
 	c.TCPPort = r.tcpPort()

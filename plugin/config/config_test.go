@@ -42,7 +42,7 @@ func TestDefaults(t *testing.T) {
 		hostname, _ := os.Hostname()
 		want := Config{
 			Port: 6783, Discover: DiscoverOn, Nickname: hostname, LogLevel: logrus.InfoLevel,
-			IPAllocRange: netip.MustParsePrefix("10.32.0.0/12"), State: c.State, Run: c.Run,
+			IPAllocRange: netip.MustParsePrefix("10.32.0.0/12"), State: c.State, Run: c.Run, Managed: c.Run != "/run",
 			DNSDomain: "weave.local", DNSTTL: time.Second,
 		}
 		if !reflect.DeepEqual(c, want) {

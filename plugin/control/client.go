@@ -21,7 +21,7 @@ var (
 	// ErrPermission says that this user may not use the socket.
 	ErrPermission = errors.New("only root may talk to the weave plugin")
 	// ErrOld says that the plugin does not know the request.
-	ErrOld = errors.New("the weave plugin is older than this command: `weave launch` upgrades it")
+	ErrOld = errors.New("the weave plugin is older than this command: `weave launch` upgrades it (a service: restart it)")
 )
 
 const (
@@ -89,9 +89,6 @@ func (c *Client) call(ctx context.Context, method, path string, body []byte, res
 		return c.translate(err)
 	}
 	defer func() { _ = resp.Body.Close() }() // read only: nothing is lost
-	if resp.StatusCode == http.StatusNotFound {
-		return ErrOld
-	}
 	dec := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer))
 	if resp.StatusCode == http.StatusNotFound {
 		return ErrOld

@@ -173,6 +173,15 @@ func TestOldPlugin(t *testing.T) {
 	}
 }
 
+// TestNewPlugin: what a newer one tells besides is left out.
+func TestNewPlugin(t *testing.T) {
+	c := serveHTTP(t, http.StatusOK, `{"version": "99", "weather": {"sun": true}, "peers": [{"nickname": "h2", "mood": "fine"}]}`)
+	s, err := c.Status(context.Background())
+	if err != nil || s.Version != "99" || len(s.Peers) != 1 || s.Peers[0].Nickname != "h2" {
+		t.Errorf("got %+v, %v", s, err)
+	}
+}
+
 func TestDoctor(t *testing.T) {
 	d := &fakeDaemon{checks: []Check{{"clock", Warned, "it is late", "set it"}}}
 	got, err := serve(t, d).Doctor(context.Background())

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"strings"
 )
 
 const (
@@ -134,10 +135,13 @@ func readStrictly(w http.ResponseWriter, r *http.Request, v any) error {
 			err = errors.New("more than one value")
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("malformed request: %w", err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if strings.Contains(err.Error(), "unknown field") {
+		return fmt.Errorf("this plugin is older than the command, which asks for what it does not know (%w): `weave launch` upgrades it (a service: restart it)", err)
+	}
+	return fmt.Errorf("malformed request: %w", err)
 }
 
 func checkTargets(targets []Target) error {

@@ -56,7 +56,7 @@ func TestExposeRefuses(t *testing.T) {
 	for body, want := range map[string]string{
 		`{`: "malformed",
 		`{"targets":[{"subnet":"10.32.0.0/16"}]}{}`:                "more than one value",
-		`{"targets":[{"subnet":"10.32.0.0/16"}],"firewall":"off"}`: "unknown field",
+		`{"targets":[{"subnet":"10.32.0.0/16"}],"firewall":"off"}`: "older than the command, which asks for what it does not know (json: unknown field \"firewall\"): `weave launch` upgrades it",
 		`{"targets":[]}`:                          "no address is named",
 		`{"targets":[{}]}`:                        "subnet",
 		`{"targets":[{"subnet":"10.32.0.1/16"}]}`: "subnet",

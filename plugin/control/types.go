@@ -20,6 +20,9 @@ type Status struct {
 	Nickname string `json:"nickname"`
 	Password bool   `json:"password"` // whether one is set
 	Port     uint16 `json:"port"`
+	// Service tells that the daemon runs without the managed plugin: its settings are
+	// in its environment, and `weave launch` does not change them.
+	Service bool `json:"service,omitempty"`
 	// VXLANPort is the UDP port of the kernel's VXLAN; 0 with a password, when
 	// nothing goes by it.
 	VXLANPort uint16     `json:"vxlanPort,omitempty"`
@@ -212,4 +215,5 @@ type ConnectResult struct {
 	Nickname string `json:"nickname,omitempty"`
 	Self     bool   `json:"self,omitempty"`  // it is this host: the address is not kept
 	Error    string `json:"error,omitempty"` // why there is no peer; the address is tried again
+	Do       string `json:"do,omitempty"`    // the way out
 }

@@ -333,7 +333,7 @@ func TestWork(t *testing.T) {
 
 	results, err := p.control.Connect(context.Background(), []string{"127.0.0.1", "127.0.0.2:99"})
 	must(t, err)
-	if !results[0].Self || results[0].Error != "" || results[1].Self || results[1].Error == "" {
+	if !results[0].Self || results[0].Error != "" || results[1].Self || results[1].Error == "" || !strings.Contains(results[1].Do, "UDP and TCP") {
 		t.Errorf("connect: %+v", results)
 	}
 	p.problem("no peer was met at 127.0.0.2:99")

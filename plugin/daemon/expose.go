@@ -135,7 +135,11 @@ func (x *exposing) find(t control.Target) (place, error) {
 	}
 	switch {
 	case len(names) == 0:
-		return p, fmt.Errorf("no weave network of this host has subnet %s: make one with docker network create -d weave --ipam-driver weave --subnet %s NAME", t.Subnet, t.Subnet)
+		family := ""
+		if t.Subnet.Addr().Is6() {
+			family = "--ipv6 "
+		}
+		return p, fmt.Errorf("no weave network of this host has subnet %s: make one with docker network create -d weave --ipam-driver weave %s--subnet %[1]s NAME", t.Subnet, family)
 	case len(names) > 1:
 		return p, fmt.Errorf("networks %s all have subnet %s: this host can have an address on one of several segments with the same subnet only if the others are not here", strings.Join(names, ", "), t.Subnet)
 	}

@@ -150,13 +150,19 @@ func wayOut(err error) string {
 }
 
 // samePassword is the way out where passwords differ, or are missing.
-const samePassword = "give all hosts the same password: weave launch --password-file FILE"
+func samePassword(service bool) string {
+	const all = "give all hosts the same password: "
+	if service {
+		return all + "write it into " + config.HostState + "/password, set " + config.PasswordFile + "=password"
+	}
+	return all + "weave launch --password-file FILE"
+}
 
 // wayIn says what ends the everyday reasons why two hosts do not meet.
-func wayIn(reason, otherwise string) string {
+func wayIn(reason, otherwise string, service bool) string {
 	switch {
 	case strings.Contains(reason, "password"):
-		return samePassword
+		return samePassword(service)
 	case strings.Contains(reason, "version"):
 		return "run the same version of weave on both hosts"
 	case strings.Contains(reason, "resolve"):
@@ -171,7 +177,7 @@ const openWay = "check that weave runs there, and that the way is open for UDP a
 // password tells who may come in.
 func (f findings) password(l *problems) {
 	if s := f.status; !s.Password && s.Peer != "" {
-		l.add(control.Warning, samePassword,
+		l.add(control.Warning, samePassword(s.Service),
 			"no password is set: any host that reaches port %d can join, and what goes by VXLAN is not encrypted", s.Port)
 	}
 }
@@ -186,7 +192,7 @@ func (f findings) discovery(l *problems) {
 		if x.Met || x.Self || x.Tried.IsZero() {
 			continue
 		}
-		l.add(control.Warning, wayIn(x.Error, openWay), "no peer was met at %s: %s", x.Address, strings.TrimPrefix(x.Error, "connect to "+x.Address+": "))
+		l.add(control.Warning, wayIn(x.Error, openWay, f.status.Service), "no peer was met at %s: %s", x.Address, strings.TrimPrefix(x.Error, "connect to "+x.Address+": "))
 	}
 }
 
@@ -201,10 +207,10 @@ func (f findings) peers(l *problems) {
 			continue
 		}
 		why := "does not answer"
-		if do := wayIn(x.Error, ""); do != "" {
+		if do := wayIn(x.Error, "", f.status.Service); do != "" {
 			why = "is not connected: " + x.Error
 		}
-		l.add(control.Warning, wayIn(x.Error, openWay), "host %s %s", x.Nickname, why)
+		l.add(control.Warning, wayIn(x.Error, openWay, f.status.Service), "host %s %s", x.Nickname, why)
 	}
 }
 

@@ -141,6 +141,12 @@ func TestProblemsInOrder(t *testing.T) {
 	if got := f.problems(); len(got) != 0 {
 		t.Errorf("just started: %v", got)
 	}
+	// A service has its password from elsewhere.
+	f = healthy()
+	f.status.Password, f.status.Service = false, true
+	if got := f.problems(); len(got) != 1 || strings.Contains(got[0].Do, "weave launch") || !strings.Contains(got[0].Do, config.PasswordFile) {
+		t.Errorf("a service: %v", got)
+	}
 	f = findings{status: &control.Status{}, settings: []config.Problem{{Setting: "WEAVE_PASSWORD", Why: "w", WayOut: "o"}}}
 	if got := f.problems(); len(got) != 1 {
 		t.Errorf("a bad password is not a missing one: %v", got)
@@ -239,7 +245,7 @@ func TestRefusalStatus(t *testing.T) {
 	settled := map[netip.Addr]time.Time{}
 	settle(settled, joined, now)
 	settle(settled, gone, now)
-	got := refusalStatus(all, settled, now)
+	got := refusalStatus(all, settled, now, false)
 	if len(got) != len(want) {
 		t.Fatalf("got %+v", got)
 	}

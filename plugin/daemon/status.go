@@ -34,7 +34,7 @@ func (d *daemon) Status(context.Context) (control.Status, error) {
 func (d *daemon) look() findings {
 	s := control.Status{
 		Version: d.version, Protocol: wire.Version, Nickname: d.cfg.Nickname,
-		Password: len(d.cfg.Password) > 0, Port: d.cfg.Port, Started: d.started,
+		Password: len(d.cfg.Password) > 0, Port: d.cfg.Port, Started: d.started, Service: !d.cfg.Managed,
 		Discover: string(d.cfg.Discover), Range: d.cfg.IPAllocRange, DefaultSubnet: ipam.DefaultSubnet(d.cfg.IPAllocRange),
 	}
 	if !s.Password {
@@ -99,7 +99,7 @@ func (d *daemon) describe(s *control.Status, p *parts) {
 	for _, x := range p.node.Seeds() {
 		s.Seeds = append(s.Seeds, control.Seed{Address: x.Addr, Met: x.Met(), Self: x.Self, Error: x.Error, Tried: x.Tried})
 	}
-	s.Refusals = refusalStatus(p.node.Refusals(), settled, now)
+	s.Refusals = refusalStatus(p.node.Refusals(), settled, now, s.Service)
 	s.Dropped = p.node.Dropped()
 	s.Relayed = p.node.Relayed().Bytes
 	s.DNS = p.naming.status()
@@ -175,7 +175,7 @@ func settle(settled map[netip.Addr]time.Time, x mesh.Peer, now time.Time) {
 
 // refusalStatus lists who is still kept out, the latest first. Where both sides
 // refuse for one reason, that is one thing to say.
-func refusalStatus(all []transport.Refusal, settled map[netip.Addr]time.Time, now time.Time) []control.Refusal {
+func refusalStatus(all []transport.Refusal, settled map[netip.Addr]time.Time, now time.Time, service bool) []control.Refusal {
 	var out []control.Refusal
 	for _, x := range all {
 		if !x.At.After(settled[x.Addr]) || now.Sub(x.At) >= refusalAge {
@@ -187,7 +187,7 @@ func refusalStatus(all []transport.Refusal, settled map[netip.Addr]time.Time, no
 			continue
 		}
 		out = append(out, control.Refusal{
-			Address: x.Addr, Why: x.Reason, Do: wayIn(x.Reason, seeLog(x.ByThem)) + "; what is no host of yours can be ignored",
+			Address: x.Addr, Why: x.Reason, Do: wayIn(x.Reason, seeLog(x.ByThem), service) + "; what is no host of yours can be ignored",
 			Count: uint64(x.Count), Last: x.At,
 		})
 	}
@@ -340,7 +340,12 @@ func (d *daemon) Connect(ctx context.Context, addrs []string) ([]control.Connect
 	out := make([]control.ConnectResult, len(full))
 	var all sync.WaitGroup
 	for i, a := range full {
-		all.Go(func() { out[i] = p.connect(ctx, a) })
+		all.Go(func() {
+			out[i] = p.connect(ctx, a)
+			if out[i].Error != "" {
+				out[i].Do = wayIn(out[i].Error, openWay, !d.cfg.Managed)
+			}
+		})
 	}
 	all.Wait()
 	return out, nil
