@@ -190,7 +190,7 @@ func (d *Driver) rivals(rec exposureRecord) error {
 		switch {
 		case other.rec.Network != rec.Network && other.rec.Addr.Overlaps(rec.Addr):
 			return fmt.Errorf("this host has %s on network %s, of another segment", addr, d.describe(other.rec.Network))
-		case addr == rec.Addr:
+		case addr == rec.Addr, addr.Addr().Is4() != rec.Addr.Addr().Is4(): // the families have their ports apart
 			continue
 		}
 		for _, x := range rec.Exports {

@@ -208,6 +208,23 @@ func TestExposeRefuses(t *testing.T) {
 	}
 }
 
+// TestExportByBothFamilies: a port of the host is one by IPv4, and another by IPv6.
+func TestExportByBothFamilies(t *testing.T) {
+	r := newRig(t)
+	r.kernel.forwards = true
+	req := createNetwork("n1", "10.32.0.0/16", nil)
+	req.IPv6Data = []*api.IPAMData{{Pool: "fd00::/64"}}
+	if err := r.CreateNetwork(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	for addr, to := range map[string]string{"10.32.0.1/16": "10.32.0.5:80", "fd00::1/64": "[fd00::5]:80"} {
+		e := Exposure{Addr: netip.MustParsePrefix(addr), Exports: []host.Forward{forward("tcp", 99, to)}}
+		if err := r.Expose(t.Context(), "n1", e); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestExposedStateIsChecked(t *testing.T) {
 	for _, record := range []string{
 		`{"network":"n9","addr":"10.32.0.1/16"}`, `{"network":"n1","addr":"10.32.0.2/16"}`, `{"network":"n1","addr":"10.33.0.1/16"}`, `{`,

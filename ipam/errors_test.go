@@ -27,8 +27,8 @@ func TestWords(t *testing.T) {
 		}
 	}
 	says(b, "", ErrFull, "pool 10.40.0.0/28 is full: all 14 addresses are in use, 12 of them by containers of this host; remove containers, or make a network with a larger subnet")
-	says(b, mine.String(), ErrInUse, "address "+mine.String()+": in use by a container on host host-a; choose another")
-	says(a, mine.String(), ErrInUse, "address "+mine.String()+": in use by a container on this host; choose another")
+	says(b, mine.String(), ErrInUse, "address "+mine.String()+": in use on host host-a; choose another")
+	says(a, mine.String(), ErrInUse, "address "+mine.String()+": in use on this host; choose another")
 	says(b, "10.40.0.1", ErrInUse, "address 10.40.0.1: in use as a gateway or auxiliary address of a network, says host host-a; choose another")
 	says(a, "10.40.0.1", ErrInUse, "address 10.40.0.1: in use as a gateway or auxiliary address of a network; choose another")
 	says(a, "10.40.0.15", ErrInvalid, "address 10.40.0.15 is the network or broadcast address of subnet 10.40.0.0/28; use one from 10.40.0.1 to 10.40.0.14")

@@ -263,7 +263,7 @@ func (a *Allocator) full(p *pool, h handle, silent []ring.Peer) error {
 func (a *Allocator) refused(by ring.Peer, why refusal, holder ring.Peer, detail string) error {
 	switch why {
 	case refusedLeased:
-		return errorf(ErrInUse, "in use by a container on host %s; choose another", a.name(holderOf(by, holder)))
+		return errorf(ErrInUse, "in use on host %s; choose another", a.name(holderOf(by, holder)))
 	case refusedReserved:
 		return errorf(ErrInUse, "in use as a gateway or auxiliary address of a network, says host %s; choose another", a.name(by))
 	case refusedRemoved:
@@ -316,7 +316,7 @@ func (a *Allocator) leaseOwn(p *pool, h handle, addr netip.Addr, held bool) (own
 		return "", err
 	}
 	if r := p.records[addr]; r.Kind == KindLease {
-		return "", errorf(ErrInUse, "address %s: in use by a container on this host; choose another", addr)
+		return "", errorf(ErrInUse, "address %s: in use on this host; choose another", addr)
 	}
 	if owner := a.ownerOf(p, addr); owner != a.cfg.Self {
 		return owner, nil

@@ -99,7 +99,7 @@ func (a *Allocator) holdAgain(p *pool, addr netip.Addr) (done bool, err error) {
 	case !ok || r.isDebt():
 		return false, nil
 	case r.Kind == KindLease:
-		return false, errorf(ErrInUse, "address %s: in use by a container on this host; choose another", addr)
+		return false, errorf(ErrInUse, "address %s: in use on this host; choose another", addr)
 	}
 	r.Count++
 	return true, a.saveRecord(p, addr, &r)

@@ -87,19 +87,87 @@ func hostTraces(t *testing.T, h *dockerlab.Host) string {
 	return strings.ReplaceAll(out, " tentative", "") // it was just given
 }
 
-// bothWays checks that a host and containers reach each other.
-func bothWays(t *testing.T, h *dockerlab.Host, addr string, all ...container) {
+// way is one family of addresses by which a host is exposed to a network.
+type way struct {
+	bits    string   // of the subnet, as in /24
+	own     string   // of the first host on the network
+	hosts   []string // underlay addresses of all
+	address func(container) string
+}
+
+// ways are those by IPv4 and IPv6.
+func ways(hs []*dockerlab.Host, sub4, sub6 string) []way {
+	v4 := way{"/24", inSubnet(sub4, 77), nil, container.ip}
+	v6 := way{"/64", strings.TrimSuffix(sub6, "/64") + "77", nil, container.ip6}
+	for _, h := range hs {
+		v4.hosts, v6.hosts = append(v4.hosts, h.Net().IP4().String()), append(v6.hosts, h.Net().IP6().String())
+	}
+	return []way{v4, v6}
+}
+
+// at is an address of the way with a port.
+func at(addr, port string) string { return net.JoinHostPort(addr, port) }
+
+// expose gives the first host its address, exports port 7000 of a container and
+// imports port 9001 of the second host.
+func (w way) expose(t *testing.T, h *dockerlab.Host, server container, flags ...string) {
 	t.Helper()
-	for _, c := range all {
-		eventually(t, afterBoot, func() error { return hostSends(h, c.ip()+":7000") })
-		eventually(t, soon, func() error {
-			_, err := c.try("tool", "send", "-timeout=1s", "tcp", addr)
-			return err
-		})
+	args := []string{"expose", w.own + w.bits, "--export", "18080:" + at(w.address(server), "7000"), "--import", "15432:" + at(w.hosts[1], "9001")}
+	if got := weave(t, h, append(args, flags...)...); got != w.own {
+		t.Errorf("weave expose prints %q", got)
 	}
 }
 
-// TestExpose: a host is on the switch as if it were a container, and stays there.
+// reached checks that the host, where port 9000 is open, and containers reach each
+// other.
+func (w way) reached(t *testing.T, h *dockerlab.Host, all ...container) {
+	t.Helper()
+	for _, c := range all {
+		eventually(t, afterBoot, func() error { return hostSends(h, at(w.address(c), "7000")) })
+		eventually(t, soon, func() error { return c.sends(at(w.own, "9000")) })
+	}
+}
+
+// passed checks that what is exported and imported gets through: came tells who
+// asked the second host.
+func (w way) passed(t *testing.T, hs []*dockerlab.Host, came func() string, all ...container) {
+	t.Helper()
+	for _, c := range all {
+		eventually(t, soon, func() error { return c.sends(at(w.own, "15432")) })
+		if who := came(); who != w.hosts[0] {
+			t.Errorf("an imported service hears %s", who)
+		}
+	}
+	for _, h := range hs {
+		eventually(t, soon, func() error { return hostSends(h, at(w.hosts[0], "18080")) })
+	}
+}
+
+// masqueraded checks that a container with a route by the first host gets out there.
+func (w way) masqueraded(t *testing.T, c container, came func() string) {
+	t.Helper()
+	eventually(t, soon, func() error { return c.sends(at(w.hosts[1], "9001")) })
+	if who := came(); who != w.hosts[0] {
+		t.Errorf("masqueraded, %s comes", who)
+	}
+}
+
+// sends has a container say something to an echo server.
+func (c container) sends(addr string) error {
+	_, err := c.try("tool", "send", "-timeout=1s", "tcp", addr)
+	return err
+}
+
+// forwardIPv6 is what /etc/sysctl.d does on a host: Docker lets it forward IPv4 only.
+func forwardIPv6(t *testing.T, h *dockerlab.Host) {
+	t.Helper()
+	if _, err := h.Run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestExpose: a host is on the switch as if it were a container, by IPv4 and by
+// IPv6, and stays there.
 func TestExpose(t *testing.T) {
 	t.Parallel()
 	hs := spareCluster(t, 2)
@@ -108,100 +176,94 @@ func TestExpose(t *testing.T) {
 	options := []string{"--restart", "always", "--cap-add", "NET_ADMIN"}
 	a, b := run(t, hs[0], netw, options, "tool", "echo", "tcp", ":7000"), run(t, hs[1], netw, options, "tool", "echo", "tcp", ":7000")
 	a.reaches(b.ip(), soon)
-	own, underlay := inSubnet(sub, 77), []string{hs[0].Net().IP4().String(), hs[1].Net().IP4().String()}
+	all := ways(hs, sub, sub6)
+	own := all[0].own
+	refusedWeave(t, hs[0], []string{"forwards no IPv6 packets", "net.ipv6.conf.all.forwarding"}, "expose", all[1].own+"/64", "--masquerade")
+	forwardIPv6(t, hs[0])
 	before := hostTraces(t, hs[0])
+	hostEcho(t, hs[0], ":9000")
+	came := hostEcho(t, hs[1], ":9001")
 
-	if got := weave(t, hs[0], "expose", own+"/24"); got != own {
-		t.Errorf("weave expose prints %q", got)
+	for _, w := range all {
+		if got := weave(t, hs[0], "expose", w.own+w.bits); got != w.own {
+			t.Errorf("weave expose prints %q", got)
+		}
+		w.reached(t, hs[0], a, b)
 	}
-	hostEcho(t, hs[0], own+":9000")
-	bothWays(t, hs[0], own+":9000", a, b)
-	other := weave(t, hs[1], "expose", "net:"+sub) // host to host, over the segment
-	hostEcho(t, hs[1], other+":9000")
-	for h, to := range map[*dockerlab.Host]string{hs[0]: other, hs[1]: own} {
-		eventually(t, soon, func() error { return hostSends(h, to+":9000") })
-	}
-	weave(t, hs[1], "hide")
-
-	own6 := strings.TrimSuffix(sub6, "/64") + "77"
-	weave(t, hs[0], "expose", own6+"/64")
-	hostEcho(t, hs[0], "["+own6+"]:9000")
-	for _, c := range []container{a, b} {
-		c.exec("tool", "send", "-timeout=3s", "tcp", "["+own6+"]:9000")
-		eventually(t, soon, func() error { return hostSends(hs[0], "["+c.ip6()+"]:7000") })
-	}
-	weave(t, hs[0], "hide", own6+"/64")
+	hostToHost(t, hs, sub, own)
 	refused(t, hs[1], []string{own, "in use", nickname(hs[0])}, "run", "--rm", "--net", netw, "--ip", own, dockerlab.Image, "true")
-	if _, err := hs[1].Weave("expose", own+"/24"); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("by host %q itself", nickname(hs[0]))) {
-		t.Errorf("exposed on two hosts: %v", err)
+	refusedWeave(t, hs[1], []string{fmt.Sprintf("by host %q itself", nickname(hs[0]))}, "expose", own+"/24")
+	for _, w := range all {
+		w.expose(t, hs[0], b)
+		w.passed(t, hs, came, a, b)
+		w.expose(t, hs[0], b, "--masquerade") // in addition
+		exposedStatus(t, hs, w)
+		b.exec("ip", "route", "add", w.hosts[1], "via", w.own)
+		w.masqueraded(t, b, came)
+		weave(t, hs[0], "hide", w.own+w.bits)
 	}
-
-	came := hostEcho(t, hs[1], underlay[1]+":9001")
-	weave(t, hs[0], "expose", own+"/24", "--masquerade", "--export", "18080:"+b.ip()+":7000", "--import", "15432:"+underlay[1]+":9001")
-	check := func() {
-		t.Helper()
-		bothWays(t, hs[0], own+":9000", a, b)
-		for _, c := range []container{a, b} {
-			eventually(t, soon, func() error {
-				_, err := c.try("tool", "send", "-timeout=1s", "tcp", own+":15432")
-				return err
-			})
-			if who := came(); who != underlay[0] {
-				t.Errorf("an imported service hears %s", who)
-			}
-		}
-		for _, h := range hs {
-			eventually(t, soon, func() error { return hostSends(h, underlay[0]+":18080") })
-		}
-	}
-	check()
-	b.exec("ip", "route", "add", underlay[1]+"/32", "via", own)
-	b.exec("tool", "send", "-timeout=3s", "tcp", underlay[1]+":9001")
-	if who := came(); who != underlay[0] {
-		t.Errorf("masqueraded, %s comes", who)
-	}
-	b.exec("ip", "route", "del", underlay[1]+"/32")
-	exposedStatus(t, hs, own)
-	weave(t, hs[0], "hide", own+"/24")
 	if after := hostTraces(t, hs[0]); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
 
-	weave(t, hs[0], "expose", own+"/24", "--export", "18080:"+b.ip()+":7000", "--import", "15432:"+underlay[1]+":9001")
-	check()
-	for _, restart := range []func() error{hs[0].KillPlugin, hs[0].Restart} { // of the plugin, of the engine
+	for _, w := range all {
+		w.expose(t, hs[0], b, "--masquerade")
+	}
+	reboot := func() error {
+		if err := hs[0].Reboot(); err != nil {
+			return err
+		}
+		forwardIPv6(t, hs[0])
+		hostEcho(t, hs[0], ":9000")
+		return nil
+	}
+	for _, restart := range []func() error{hs[0].KillPlugin, hs[0].Restart, reboot} { // of the plugin, of the engine
 		if err := restart(); err != nil {
 			t.Fatal(err)
 		}
 		awaitPeers(t, hs)
-		check()
+		for _, w := range all {
+			w.reached(t, hs[0], a, b)
+			w.passed(t, hs, came, a, b)
+			w.masqueraded(t, b, came)
+		}
 	}
-	if got := weave(t, hs[0], "hide"); got != own {
+	if got := weave(t, hs[0], "hide"); got != own+"\n"+all[1].own {
 		t.Errorf("weave hide prints %q", got)
 	}
-	if after := hostTraces(t, hs[0]); strings.Contains(after, own) || strings.Contains(after, "table ip weave {") {
+	if after := hostTraces(t, hs[0]); strings.Contains(after, own) || strings.Contains(after, all[1].own) || strings.Contains(after, "table ip weave {") || strings.Contains(after, "table ip6 weave {") {
 		t.Errorf("left:\n%s", after)
 	}
 	docker(t, hs[1], "run", "--rm", "--net", netw, "--ip", own, dockerlab.Image, "true") // its lease was given back
 }
 
+// hostToHost: two hosts that are exposed reach each other over the segment.
+func hostToHost(t *testing.T, hs []*dockerlab.Host, sub, own string) {
+	t.Helper()
+	other := weave(t, hs[1], "expose", "net:"+sub)
+	eventually(t, soon, func() error { return hostSends(hs[0], at(other, "9001")) })
+	eventually(t, soon, func() error { return hostSends(hs[1], at(own, "9000")) })
+	weave(t, hs[1], "hide")
+}
+
 // exposedStatus checks what the hosts tell of an exposed address of the first.
-func exposedStatus(t *testing.T, hs []*dockerlab.Host, own string) {
+func exposedStatus(t *testing.T, hs []*dockerlab.Host, w way) {
 	t.Helper()
 	s := status(t, hs[0])
-	if len(s.Exposed) != 1 || s.Exposed[0].Address.Addr().String() != own || !s.Exposed[0].Masquerade || len(s.Exposed[0].Exports) != 1 || len(s.Exposed[0].Imports) != 1 {
-		t.Errorf("exposed: %+v", s.Exposed)
+	i := slices.IndexFunc(s.Exposed, func(x control.Exposed) bool { return x.Address.Addr().String() == w.own })
+	if i < 0 || !s.Exposed[i].Masquerade || len(s.Exposed[i].Exports) != 1 || len(s.Exposed[i].Imports) != 1 {
+		t.Fatalf("exposed: %+v", s.Exposed)
 	}
 	for _, h := range hs {
 		has := func(e control.Endpoint) bool {
-			return e.Kind == control.KindHost && e.Host == nickname(hs[0]) && fmt.Sprint(e.Addresses) == "["+own+"]" &&
-				(!e.Local || e.Network == s.Exposed[0].Network)
+			return e.Kind == control.KindHost && e.Host == nickname(hs[0]) && fmt.Sprint(e.Addresses) == "["+w.own+"]" &&
+				(!e.Local || e.Network == s.Exposed[i].Network)
 		}
 		if s := status(t, h); !slices.ContainsFunc(s.Endpoints, has) {
-			t.Errorf("%s does not know of %s: %+v", h.Name(), own, s.Endpoints)
+			t.Errorf("%s does not know of %s: %+v", h.Name(), w.own, s.Endpoints)
 		}
 	}
-	if screen := weave(t, hs[0], "status"); !strings.Contains(screen, "Exposed: 1 address of this host") {
+	if screen := weave(t, hs[0], "status"); !strings.Contains(screen, "Exposed: ") {
 		t.Errorf("the status does not show it:\n%s", screen)
 	}
 }

@@ -70,10 +70,10 @@ func TestFastPath(t *testing.T) {
 	awaitCarrier(t, hs, control.VXLAN)
 	awaitShared(t, hs, sub) // the kernel's tables outlive the plugin, but broadcasts go by the tunnel
 	fastTraffic(t, a, b, sub)
-	own := inSubnet(sub, 250)
-	weave(t, hs[0], "expose", own+"/24")
-	hostEcho(t, hs[0], own+":9000")
-	bothWays(t, hs[0], own+":9000", a, b)
+	own := way{own: inSubnet(sub, 250), address: container.ip}
+	weave(t, hs[0], "expose", own.own+"/24")
+	hostEcho(t, hs[0], ":9000")
+	own.reached(t, hs[0], a, b)
 
 	setPassword(t, hs)
 	awaitCarrier(t, hs, control.Sealed)
@@ -82,7 +82,7 @@ func TestFastPath(t *testing.T) {
 		t.Errorf("with a password there is still %v", left)
 	}
 	a.exec("ping", "-c2", "-W2", "-s1400", b.ip())
-	bothWays(t, hs[0], own+":9000", a, b)
+	own.reached(t, hs[0], a, b)
 }
 
 // TestFastPathLeavesNothing: the last network takes VXLAN with it.
