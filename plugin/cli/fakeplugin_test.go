@@ -48,6 +48,8 @@ func (fakePlugin) State(context.Context) (managed.State, error) {
 	return managed.State{There: has("there"), Enabled: has("enabled"), ID: "0123abcd"}, nil
 }
 
+func (fakePlugin) Lock(context.Context) (func(), error) { return func() {}, nil }
+
 // Launch has the control socket answer that was called later.sock.
 func (fakePlugin) Launch(_ context.Context, r managed.Request) (managed.Outcome, error) {
 	if has("fails") {

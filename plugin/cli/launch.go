@@ -19,6 +19,8 @@ import (
 // Plugin is the managed plugin of the local engine, whether it is there or not.
 type Plugin interface {
 	State(ctx context.Context) (managed.State, error)
+	// Lock keeps other commands from changing the plugin until release is called.
+	Lock(ctx context.Context) (release func(), err error)
 	Launch(ctx context.Context, r managed.Request) (managed.Outcome, error)
 	Stop(ctx context.Context) (ran bool, err error)
 	Remove(ctx context.Context) error
@@ -205,6 +207,13 @@ func (a *app) launch(cmd *cobra.Command, r managed.Request, asJSON bool) error {
 	if err != nil {
 		return err
 	}
+	progress := newProgress(cmd.ErrOrStderr())
+	defer progress.done()
+	release, err := lock(ctx, plugin, progress)
+	if err != nil {
+		return err
+	}
+	defer release()
 	state, err := plugin.State(ctx)
 	if err != nil {
 		return err
@@ -212,8 +221,6 @@ func (a *app) launch(cmd *cobra.Command, r managed.Request, asJSON bool) error {
 	if err := a.unmanaged(ctx, state, "end that first, as by `systemctl disable --now weave`"); err != nil {
 		return err
 	}
-	progress := newProgress(cmd.ErrOrStderr())
-	defer progress.done()
 	r.Step = progress.step
 	outcome, err := plugin.Launch(ctx, r)
 	if err != nil {
@@ -229,6 +236,13 @@ func (a *app) launch(cmd *cobra.Command, r managed.Request, asJSON bool) error {
 		return printJSON(cmd.OutOrStdout(), launched{outcomes[outcome], status.Version, status.Peer, status.Nickname})
 	}
 	return printLaunched(newPrinter(cmd.OutOrStdout(), a.Now()), outcome, status)
+}
+
+// lock waits for other commands that change the plugin.
+func lock(ctx context.Context, plugin Plugin, progress *progress) (release func(), err error) {
+	progress.step("Waiting for another weave command to end")
+	defer progress.done()
+	return plugin.Lock(ctx)
 }
 
 // unmanaged returns an error if somebody runs the daemon in another way.

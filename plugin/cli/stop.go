@@ -46,6 +46,11 @@ need it. What is in ` + config.HostState + ` stays; weave reset deletes that, to
 			progress := newProgress(cmd.ErrOrStderr())
 			defer progress.done()
 			outcome, lines := "", []string(nil)
+			release, err := lock(cmd.Context(), plugin, progress)
+			if err != nil {
+				return err
+			}
+			defer release()
 			state, err := plugin.State(cmd.Context())
 			if err == nil {
 				err = a.unmanaged(cmd.Context(), state, "stop it as it was started, as by `systemctl stop weave`")
@@ -193,6 +198,14 @@ func (r *reset) run(ctx context.Context, ask *printer, in io.Reader) (d control.
 		if err := r.confirm(ask, in); err != nil {
 			return d, false, err
 		}
+	}
+	release, err := lock(ctx, r.plugin, r.progress)
+	if err != nil {
+		return d, false, err
+	}
+	defer release()
+	if err := r.look(ctx); err != nil { // while it was asked, or waited
+		return d, false, err
 	}
 	if err := r.removeNetworks(ctx); err != nil {
 		return d, false, fmt.Errorf("%w; the plugin and its state are still there", err)

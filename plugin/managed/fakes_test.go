@@ -203,7 +203,7 @@ func newBed(t *testing.T) bed {
 	lib := t.TempDir()
 	e := &fakeEngine{t: t}
 	return bed{&Plugin{
-		engine: e, networks: e, binary: writeTemp(t, "this program"), tun: os.DevNull, saved: filepath.Join(lib, "weave"),
+		engine: e, networks: e, binary: writeTemp(t, "this program"), tun: os.DevNull, saved: filepath.Join(lib, "weave"), lock: filepath.Join(lib, "run", "lock"),
 	}, t, e, lib}
 }
 

@@ -72,6 +72,7 @@ type Plugin struct {
 	binary   string // the file that becomes the plugin
 	tun      string
 	saved    string // the folder for settings while a plugin is being replaced
+	lock     string // the file that Lock locks
 }
 
 // Open finds the local engine, by DOCKER_HOST or where it is by default, and
@@ -99,7 +100,7 @@ func Open(ctx context.Context) (*Plugin, error) {
 		return nil, fmt.Errorf("%w (its API is %s, not %s)", ErrOldEngine, answer.APIVersion, minAPI)
 	}
 	return &Plugin{
-		engine: c, networks: engine.New(socket), tun: tunDevice, saved: config.HostState,
+		engine: c, networks: engine.New(socket), tun: tunDevice, saved: config.HostState, lock: lockFile,
 		binary: "/proc/self/exe", // also if the file has been replaced meanwhile
 	}, nil
 }
