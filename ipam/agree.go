@@ -273,7 +273,7 @@ func waitedFor(e electorate, silent []string) string {
 	if len(hosts) == 0 {
 		return ""
 	}
-	return fmt.Sprintf("; no answer from %s: start weave there, or, for a host that is gone for good, run `weave rmpeer` and take it out of WEAVE_PEERS", strings.Join(hosts, ", "))
+	return fmt.Sprintf("; no answer from %s: start weave there, or take back who will not come: a host that is gone for good with `weave rmpeer`, an address where nobody was met with `weave forget`, or out of WEAVE_PEERS", strings.Join(hosts, ", "))
 }
 
 func (a *Allocator) names(peers []ring.Peer) []string {

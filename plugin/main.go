@@ -25,9 +25,21 @@ import (
 // version is set by the linker, see Makefile.
 var version = "dev"
 
+// interruptible returns a context that the first signal ends; the second kills. It
+// is cancelled, with no more said: else what was under way would tell people of
+// the signal by its name.
+func interruptible() context.Context {
+	signalled, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, cancel := context.WithCancel(context.Background())
+	context.AfterFunc(signalled, func() {
+		stop()
+		cancel()
+	})
+	return ctx
+}
+
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal kills
+	ctx := interruptible()
 	root := cli.New(cli.Options{
 		Version: version,
 		Now:     time.Now,

@@ -78,6 +78,8 @@ func (d *Docker) explain(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, context.Canceled): // by the user, who need not know where it was
+		return context.Canceled
 	case errors.Is(err, fs.ErrPermission), client.IsErrConnectionFailed(err) && strings.Contains(err.Error(), "permission denied"):
 		return fmt.Errorf("only root and the group docker may talk to the Docker Engine (%s): try again with sudo", d.host)
 	case client.IsErrConnectionFailed(err), errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):

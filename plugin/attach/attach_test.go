@@ -4,6 +4,7 @@ import (
 	"context"
 	"io/fs"
 	"net/netip"
+	"net/url"
 	"slices"
 	"strings"
 	"syscall"
@@ -413,6 +414,10 @@ func TestExplain(t *testing.T) {
 		f.fail["list"] = c.err
 		_, err := d.Detach(t.Context(), "web", nil, nil)
 		says(t, err, c.words...)
+	}
+	f.fail["list"] = &url.Error{Op: "Get", URL: "http://docker/networks", Err: context.Canceled}
+	if _, err := d.Detach(t.Context(), "web", nil, nil); err != context.Canceled {
+		t.Errorf("interrupted: %v", err)
 	}
 }
 

@@ -121,7 +121,7 @@ func Explain(err error) string {
 	if e, ok := errors.AsType[*exitError](err); ok && e.err == nil {
 		return ""
 	}
-	text := "weave: " + cleanLines(err.Error())
+	text := "weave: " + strings.ReplaceAll(cleanLines(err.Error()), context.Canceled.Error(), "interrupted")
 	switch {
 	case errors.Is(err, control.ErrNotRunning):
 		text += startHints(unitFile)

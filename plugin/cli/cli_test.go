@@ -187,6 +187,16 @@ func TestExplainPermission(t *testing.T) {
 	}
 }
 
+func TestExplainInterrupted(t *testing.T) {
+	err := fmt.Errorf("%w; the plugin is still there", context.Canceled)
+	if got := Explain(err); got != "weave: interrupted; the plugin is still there" {
+		t.Error(got)
+	}
+	if got := ExitStatus(err); got != 130 {
+		t.Errorf("exit status %d", got)
+	}
+}
+
 // TestStartHints: a host whose daemon is a service is told of that.
 func TestStartHints(t *testing.T) {
 	unit := filepath.Join(t.TempDir(), "weave.service")

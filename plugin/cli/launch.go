@@ -229,6 +229,9 @@ func (a *app) launch(cmd *cobra.Command, r managed.Request, asJSON bool) error {
 	progress.step("Waiting for the plugin to answer")
 	status, err := a.awaitAnswer(ctx)
 	progress.done()
+	if errors.Is(err, context.Canceled) {
+		err = fmt.Errorf("the launch is done, but the plugin was not waited for: %w", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -33,10 +33,16 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
+// statusInterrupted is what shells say of a command that was ended by Ctrl-C.
+const statusInterrupted = 130
+
 // ExitStatus is that of the process for an error of Execute.
 func ExitStatus(err error) int {
 	if e, ok := errors.AsType[*exitError](err); ok {
 		return e.status
+	}
+	if errors.Is(err, context.Canceled) {
+		return statusInterrupted
 	}
 	return 1
 }

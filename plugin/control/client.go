@@ -108,7 +108,12 @@ func (c *Client) call(ctx context.Context, method, path string, body []byte, res
 
 // translate tells the everyday reasons apart, why nobody answers.
 func (c *Client) translate(err error) error {
+	timeout, isTimeout := errors.AsType[net.Error](err)
 	switch {
+	case errors.Is(err, context.Canceled):
+		return context.Canceled
+	case isTimeout && timeout.Timeout():
+		return fmt.Errorf("the weave plugin does not answer on %s in time: see its log, and try again", c.path)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("%w (nobody answers on %s)", ErrNotRunning, c.path)
 	case errors.Is(err, fs.ErrPermission):

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -307,7 +308,14 @@ func TestTranslate(t *testing.T) {
 	if err := c.translate(denied); !errors.Is(err, ErrPermission) {
 		t.Errorf("EACCES: %v", err)
 	}
-	if err := c.translate(context.Canceled); !errors.Is(err, context.Canceled) {
+	asking := func(err error) error { return &url.Error{Op: "Get", URL: "http://weave/v1/status", Err: err} }
+	if err := c.translate(asking(context.Canceled)); err != context.Canceled {
+		t.Errorf("interrupted: %v", err)
+	}
+	if err := c.translate(asking(context.DeadlineExceeded)); !strings.Contains(err.Error(), "does not answer on /run/s in time") {
+		t.Errorf("late: %v", err)
+	}
+	if err := c.translate(asking(io.ErrUnexpectedEOF)); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("other error: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"net/netip"
+	"strings"
 
 	"github.com/sirupsen/logrus"
 
@@ -43,7 +44,7 @@ func (c *cluster) Unmet() []string {
 	for _, s := range c.node.Unmet() {
 		text := s.Addr
 		if s.Error != "" {
-			text += " (" + s.Error + ")"
+			text += " (" + strings.TrimPrefix(s.Error, "connect to "+s.Addr+": ") + ")"
 		}
 		out = append(out, text)
 	}
