@@ -37,6 +37,7 @@ type Attached struct {
 	Addresses []Address // in the order of the wants; none of a fresh container
 	container string
 	joined    []engine.Network
+	refused   []engine.Network
 	made      []engine.Network
 }
 
@@ -94,10 +95,43 @@ func (d *Docker) take(ctx context.Context, s *step, done *Attached) error {
 	_, err = d.api.NetworkConnect(ctx, n.ID, client.NetworkConnectOptions{Container: done.container, EndpointConfig: &network.EndpointSettings{
 		IPAMConfig: &network.EndpointIPAMConfig{IPv4Address: s.ip4, IPv6Address: s.ip6},
 	}})
-	if err != nil {
-		return fmt.Errorf("connect to network %s: %w", n.Name, d.explain(err))
+	switch {
+	case err == nil:
+		done.joined = append(done.joined, n)
+		return nil
+	case d.joinedMeanwhile(ctx, done.container, s):
+		s.old = true
+		return nil
 	}
-	done.joined = append(done.joined, n)
+	done.refused = append(done.refused, n)
+	return fmt.Errorf("connect to network %s: %w", n.Name, d.explain(err))
+}
+
+// joinedMeanwhile tells whether another command has done what a step was to do.
+func (d *Docker) joinedMeanwhile(ctx context.Context, container string, s *step) bool {
+	c, err := d.container(ctx, container)
+	if err != nil {
+		return false
+	}
+	e, on := c.on(s.network)
+	return on && e.NetworkID != "" && (!s.ip4.IsValid() || s.ip4 == e.IPAddress) && (!s.ip6.IsValid() || s.ip6 == e.GlobalIPv6Address)
+}
+
+// forgetRefused has Docker forget a connection that failed: some versions keep it
+// in mind, and later do not start the container for want of the network. There it
+// goes with one that succeeds.
+func (d *Docker) forgetRefused(ctx context.Context, container string, n engine.Network) error {
+	c, err := d.container(ctx, container)
+	if err != nil || !c.isStale(n) {
+		return nil //nolint:nilerr // who cannot be asked, or is gone, has been told of
+	}
+	_, err = d.api.NetworkConnect(ctx, n.ID, client.NetworkConnectOptions{Container: c.id, EndpointConfig: &network.EndpointSettings{}})
+	if err == nil {
+		_, err = d.api.NetworkDisconnect(ctx, n.ID, client.NetworkDisconnectOptions{Container: c.id})
+	}
+	if err != nil {
+		return fmt.Errorf("network %s stays: Docker would not restart container %[2]s without it, until docker network connect %[1]s %[2]s and the same with disconnect have succeeded: %w", n.Name, c.name, d.explain(err))
+	}
 	return nil
 }
 
@@ -159,7 +193,14 @@ func (d *Docker) Undo(ctx context.Context, a *Attached) error {
 			errs = append(errs, fmt.Errorf("take container %s off network %s again: %w", a.container, n.Name, d.explain(err)))
 		}
 	}
-	return errors.Join(append(errs, d.removeUnused(ctx, a.made, nil))...)
+	made := slices.Clone(a.made)
+	for _, n := range a.refused {
+		if err := d.forgetRefused(ctx, a.container, n); err != nil {
+			errs = append(errs, err)
+			made = slices.DeleteFunc(made, func(m engine.Network) bool { return m.ID == n.ID })
+		}
+	}
+	return errors.Join(append(errs, d.removeUnused(ctx, made, nil))...)
 }
 
 // Detach takes a container off the networks of subnets, or off all weave networks

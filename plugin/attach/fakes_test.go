@@ -30,7 +30,10 @@ type fake struct {
 	made       []client.NetworkCreateOptions
 	connected  []network.EndpointIPAMConfig
 	onConnect  func()
-	meanwhile  *engine.Network // made by somebody else just before this host's is
+	onCreate   func()
+	refuse     bool             // what fails leaves no trace
+	meanwhile  *engine.Network  // made by somebody else just before this host's is
+	late       []engine.Network // listed from the second time on
 }
 
 func newFake(networks ...engine.Network) (*Docker, *fake) {
@@ -58,11 +61,18 @@ func (f *fake) add(name, mode string, running bool, networks ...string) {
 	}
 	for _, n := range networks {
 		c.NetworkSettings.Networks[n] = &network.EndpointSettings{}
+		if running {
+			c.NetworkSettings.Networks[n].NetworkID = "id-of-" + n
+		}
 	}
 	f.containers[name] = c
 }
 
 func (f *fake) Networks(context.Context) ([]engine.Network, error) {
+	if f.late != nil && len(f.networks) == 0 {
+		f.networks, f.late = f.late, nil
+		return nil, nil
+	}
 	return slices.Clone(f.networks), f.fail["list"]
 }
 
@@ -90,6 +100,9 @@ func (f *fake) ContainerList(_ context.Context, o client.ContainerListOptions) (
 }
 
 func (f *fake) NetworkCreate(_ context.Context, name string, o client.NetworkCreateOptions) (client.NetworkCreateResult, error) {
+	if f.onCreate != nil {
+		f.onCreate()
+	}
 	if f.meanwhile != nil {
 		f.networks = append(f.networks, *f.meanwhile)
 	}
@@ -115,10 +128,16 @@ func (f *fake) NetworkConnect(ctx context.Context, id string, o client.NetworkCo
 		return client.NetworkConnectResult{}, err
 	}
 	n, c := f.byID(id), f.containers[o.Container]
-	if err := f.fail["connect "+n.Name]; err != nil {
+	asked := network.EndpointIPAMConfig{}
+	if o.EndpointConfig.IPAMConfig != nil {
+		asked = *o.EndpointConfig.IPAMConfig
+	}
+	if err := f.fail["connect "+n.Name]; err != nil && o.EndpointConfig.IPAMConfig != nil {
+		if !f.refuse {
+			c.NetworkSettings.Networks[n.Name] = &network.EndpointSettings{IPAMConfig: &asked} // as engine 20.10 does
+		}
 		return client.NetworkConnectResult{}, err
 	}
-	asked := *o.EndpointConfig.IPAMConfig
 	f.connected = append(f.connected, asked)
 	e := &network.EndpointSettings{IPAMConfig: &asked}
 	if c.State.Running {

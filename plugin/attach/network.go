@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
@@ -26,6 +27,7 @@ const (
 	driverName    = "weave"
 	segmentOption = "weave.segment"
 	namePrefix    = "weave-"
+	onSegment     = "this host is on segment" // the plugin's refusal of a second network
 )
 
 // Network returns the name of the weave network with that subnet, which it makes
@@ -60,13 +62,41 @@ func (d *Docker) ensure(ctx context.Context, subnet netip.Prefix, made string) (
 		n.ID = result.ID
 		return n, true, nil
 	}
-	// Another command may have made it meanwhile.
-	if all, listErr := d.list(ctx); listErr == nil {
-		if other, ok, _ := find(all, subnet); ok {
-			return other, false, nil
-		}
+	if other, ok := d.madeMeanwhile(ctx, subnet, err); ok {
+		return other, false, nil
 	}
 	return n, false, fmt.Errorf("make network %s: %w", n.Name, d.explain(err))
+}
+
+// How long a network that the plugin knows of may take until Docker lists it, and
+// how often Docker is asked.
+const (
+	listLimit = 5 * time.Second
+	listEvery = 50 * time.Millisecond
+)
+
+// madeMeanwhile finds the network that another command has made since this one
+// looked for it. The plugin knows of one before Docker lists it.
+func (d *Docker) madeMeanwhile(ctx context.Context, subnet netip.Prefix, refusal error) (engine.Network, bool) {
+	ctx, cancel := context.WithTimeout(ctx, listLimit)
+	defer cancel()
+	for {
+		all, err := d.list(ctx)
+		if err != nil {
+			return engine.Network{}, false
+		}
+		if other, ok, _ := find(all, subnet); ok {
+			return other, true
+		}
+		if !strings.Contains(refusal.Error(), onSegment) {
+			return engine.Network{}, false
+		}
+		select {
+		case <-ctx.Done():
+			return engine.Network{}, false
+		case <-time.After(listEvery):
+		}
+	}
 }
 
 func (d *Docker) list(ctx context.Context) ([]engine.Network, error) {

@@ -70,11 +70,19 @@ func CheckMode(mode string) error {
 	return nil
 }
 
-// on returns a container's endpoint on a network. Its ID is not there before the
-// container was started.
+// on returns a container's endpoint on a network. The network's ID is not there
+// before the container was started; in one that runs, that is a connection that
+// failed.
 func (c known) on(n engine.Network) (*network.EndpointSettings, bool) {
 	e := c.networks[n.Name]
-	return e, e != nil && (e.NetworkID == n.ID || e.NetworkID == "")
+	return e, e != nil && (e.NetworkID == n.ID && n.ID != "" || e.NetworkID == "" && !c.running)
+}
+
+// isStale tells whether a container that runs has only tried to connect to a
+// network.
+func (c known) isStale(n engine.Network) bool {
+	e := c.networks[n.Name]
+	return e != nil && c.running && e.NetworkID == ""
 }
 
 // address is the container's of one subnet of a network: that which it has, or

@@ -185,6 +185,31 @@ func TestAttachUndone(t *testing.T) {
 		t.Errorf("networks were %q, are %q", before, after)
 	}
 	docker(t, h, creation(net, "--subnet", busy)...) // for the clean-up
+	docker(t, h, "restart", c.name)                  // Docker has forgotten the networks that it was not connected to
+}
+
+// TestAttachAtOnce: commands that want the same at once do not disturb each other.
+func TestAttachAtOnce(t *testing.T) {
+	h := hostsAtWork(t, 1)[0]
+	sub := subnet()
+	a, b := ordinary(t, h), ordinary(t, h)
+	var all errgroup.Group
+	for _, args := range [][]string{{inSubnet(sub, 2) + "/24", a.name}, {inSubnet(sub, 2) + "/24", a.name}, {"net:" + sub, b.name}, {"net:" + sub, b.name}} {
+		all.Go(func() error {
+			_, err := h.Weave(append([]string{"attach"}, args...)...)
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Error(err)
+	}
+	b.pings(inSubnet(sub, 2), true)
+	for _, c := range []container{a, b} {
+		weave(t, h, "detach", "net:"+sub, c.name)
+	}
+	if left := weaveNetworks(t, h); len(left) > 0 {
+		t.Errorf("networks left: %v", left)
+	}
 }
 
 // TestAttachManyForms: what an address may be, and a network of two families.
