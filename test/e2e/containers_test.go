@@ -184,8 +184,8 @@ func TestAttachUndone(t *testing.T) {
 	if after := docker(t, h, "network", "ls", "-q"); after != before {
 		t.Errorf("networks were %q, are %q", before, after)
 	}
+	docker(t, h, "restart", c.name)                  // what it was not connected to is forgotten
 	docker(t, h, creation(net, "--subnet", busy)...) // for the clean-up
-	docker(t, h, "restart", c.name)                  // Docker has forgotten the networks that it was not connected to
 }
 
 // TestAttachAtOnce: commands that want the same at once do not disturb each other.
