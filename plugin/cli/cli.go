@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 	"strings"
 	"time"
 
@@ -115,13 +116,19 @@ func oneOf(cmd *cobra.Command, names ...string) error {
 	return nil
 }
 
+// asked is what was asked of Docker when a command was interrupted.
+var asked = regexp.MustCompile(`[A-Z][a-z]+ "http://[^"]*": `)
+
 // Explain returns the text for an error of Execute: what is wrong, and what the
 // user can do. It is empty where that has been said.
 func Explain(err error) string {
 	if e, ok := errors.AsType[*exitError](err); ok && e.err == nil {
 		return ""
 	}
-	text := "weave: " + strings.ReplaceAll(cleanLines(err.Error()), context.Canceled.Error(), "interrupted")
+	text := "weave: " + cleanLines(err.Error())
+	if errors.Is(err, context.Canceled) {
+		text = strings.ReplaceAll(asked.ReplaceAllString(text, ""), context.Canceled.Error(), "interrupted")
+	}
 	switch {
 	case errors.Is(err, control.ErrNotRunning):
 		text += startHints(unitFile)

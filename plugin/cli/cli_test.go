@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -188,8 +189,8 @@ func TestExplainPermission(t *testing.T) {
 }
 
 func TestExplainInterrupted(t *testing.T) {
-	err := fmt.Errorf("%w; the plugin is still there", context.Canceled)
-	if got := Explain(err); got != "weave: interrupted; the plugin is still there" {
+	err := fmt.Errorf("inspect the plugin: %w; it is still there", &url.Error{Op: "Get", URL: "http://docker/plugins", Err: context.Canceled})
+	if got := Explain(err); got != "weave: inspect the plugin: interrupted; it is still there" {
 		t.Error(got)
 	}
 	if got := ExitStatus(err); got != 130 {

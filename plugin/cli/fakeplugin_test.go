@@ -97,4 +97,4 @@ func (fakePlugin) RemoveNetwork(_ context.Context, n managed.Network) error {
 	return call("remove network %s", n.Name)
 }
 
-func (fakePlugin) Wipe(managed.State) error { return call("wipe") }
+func (fakePlugin) Wipe(managed.State) (bool, error) { return has("there"), call("wipe") }

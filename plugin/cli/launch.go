@@ -28,8 +28,9 @@ type Plugin interface {
 	Networks(ctx context.Context) ([]managed.Network, error)
 	// RemoveNetwork also takes the containers off that run on it.
 	RemoveNetwork(ctx context.Context, n managed.Network) error
-	// Wipe deletes what the plugin kept on disk, which State was of.
-	Wipe(s managed.State) error
+	// Wipe deletes what the plugin kept on disk, which State was of, and tells
+	// whether there was anything.
+	Wipe(s managed.State) (some bool, err error)
 }
 
 // How long a plugin that was started may take until it answers, and how often it

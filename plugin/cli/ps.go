@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -82,10 +83,15 @@ func psRows(endpoints []control.Endpoint) [][]string {
 		if network == "" {
 			network = e.Segment
 		}
+		if dockerID.MatchString(network) { // its name is not known yet
+			network = shortID(network)
+		}
 		rows = append(rows, []string{whose(e), e.MAC, orDash(strings.Join(addrs, " ")), network, orDash(e.Host)})
 	}
 	return rows
 }
+
+var dockerID = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // containers lists the names that weave ps knows.
 func containers(endpoints []control.Endpoint, all bool) []string {

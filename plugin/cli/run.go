@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"regexp"
 	"strings"
 	"syscall"
 
@@ -179,8 +178,6 @@ func (a *app) printStarted(cmd *cobra.Command, c *newContainer, asJSON bool, wan
 	return errors.Join(printJSON(cmd.OutOrStdout(), started{c.id, listGiven(addrs)}), err)
 }
 
-var idForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
-
 // createContainer has the docker command create the container, so that all that
 // docker run understands is understood, and returns its ID.
 func createContainer(cmd *cobra.Command, host string, args []string) (id string, err error) {
@@ -198,7 +195,7 @@ func createContainer(cmd *cobra.Command, host string, args []string) (id string,
 		return "", fmt.Errorf("docker create: %w", err)
 	}
 	lines := strings.Fields(out.String())
-	if len(lines) == 0 || !idForm.MatchString(lines[len(lines)-1]) {
+	if len(lines) == 0 || !dockerID.MatchString(lines[len(lines)-1]) {
 		return "", fmt.Errorf("docker create names no container: %.200q", out.String())
 	}
 	return lines[len(lines)-1], nil

@@ -187,6 +187,7 @@ type reset struct {
 	state    managed.State
 	networks []managed.Network
 	left     []managed.Network // that could not be removed
+	wiped    bool              // there was something on disk
 }
 
 // run returns what leave does.
@@ -215,7 +216,7 @@ func (r *reset) run(ctx context.Context, ask *printer, in io.Reader) (d control.
 	if err := r.plugin.Remove(ctx); err != nil {
 		return d, asked, fmt.Errorf("%w; its state is still there", err)
 	}
-	if err := r.plugin.Wipe(r.state); err != nil {
+	if r.wiped, err = r.plugin.Wipe(r.state); err != nil {
 		return d, asked, err
 	}
 	r.progress.done()
@@ -255,7 +256,7 @@ func (r *reset) removeNetworks(ctx context.Context) error {
 		r.progress.step("Removing network " + n.Name)
 		err := r.plugin.RemoveNetwork(ctx, n)
 		switch {
-		case err != nil && !r.force:
+		case err != nil && (!r.force || ctx.Err() != nil):
 			return err
 		case err != nil:
 			r.left = append(r.left, n)
@@ -321,6 +322,10 @@ func (r *reset) leave(ctx context.Context) (d control.Departure, asked bool) {
 }
 
 func (r *reset) report(d control.Departure, asked bool) error {
+	if !r.state.There && len(r.networks) == 0 && !r.wiped {
+		r.p.line("Nothing to do: the plugin is not installed, and nothing of it is on disk.")
+		return r.p.err
+	}
 	r.p.line("Removed: the plugin, its networks, and all that was in %s.", config.HostState)
 	if len(r.left) > 0 {
 		r.p.line("Networks are left, which Docker cannot remove without the plugin. After another weave launch: docker network rm %s", names(r.left))

@@ -143,34 +143,37 @@ func (p password) restore() error {
 
 // Wipe deletes all that the plugin kept on disk: its identity, its addresses,
 // the password. The plugin must have been removed. State is what the engine said
-// of it while it was there.
-func (p *Plugin) Wipe(s State) error {
+// of it while it was there. It tells whether there was anything.
+func (p *Plugin) Wipe(s State) (some bool, err error) {
 	for _, dir := range []string{s.settings.stateDir(), p.saved} {
-		if err := empty(dir); err != nil {
-			return fmt.Errorf("delete the state in %s: %w", dir, err)
+		had, err := empty(dir)
+		if err != nil {
+			return some, fmt.Errorf("delete the state in %s: %w", dir, err)
 		}
+		some = some || had
 	}
-	return nil
+	return some, nil
 }
 
-// empty deletes what is in a folder, and follows no link out of it.
-func empty(dir string) (err error) {
+// empty deletes what is in a folder, and follows no link out of it. It tells
+// whether there was anything.
+func empty(dir string) (had bool, err error) {
 	root, err := os.OpenRoot(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
 	entries, err := fs.ReadDir(root.FS(), ".")
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, e := range entries {
 		if err := root.RemoveAll(e.Name()); err != nil {
-			return err
+			return true, err
 		}
 	}
-	return nil
+	return len(entries) > 0, nil
 }

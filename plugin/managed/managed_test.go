@@ -101,7 +101,7 @@ func TestWipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.saved = filepath.Join(b.lib, "nowhere")
-	if err := b.Wipe(s); err != nil {
+	if some, err := b.Wipe(s); err != nil || !some {
 		t.Fatal(err)
 	}
 	if left, err := os.ReadDir(filepath.Join(b.lib, "weave")); err != nil || len(left) > 0 {
