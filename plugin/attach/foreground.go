@@ -48,7 +48,7 @@ func (d *Docker) Start(ctx context.Context, id string) error {
 	switch {
 	case has("executable file not found"), has("no such file or directory"):
 		e.Status = statusNoCommand
-	case has("permission denied"):
+	case has("permission denied"), has("is a directory"):
 		e.Status = statusNotExecutable
 	}
 	return e

@@ -173,6 +173,7 @@ func TestStartFails(t *testing.T) {
 	for text, want := range map[string]int{
 		"exec: \"x\": executable file not found in $PATH": 127,
 		"exec: \"/x\": permission denied":                 126,
+		"exec: \"/\": is a directory":                     126,
 		"address 10.1.0.2: in use":                        125,
 	} {
 		d, g, _ := newForeground(t)

@@ -212,7 +212,8 @@ func (d *Docker) removeUnused(ctx context.Context, networks []engine.Network, ke
 		if err == nil && len(used.Items) == 0 {
 			_, err = d.api.NetworkRemove(ctx, n.ID, client.NetworkRemoveOptions{})
 		}
-		if err != nil && !isNotFound(err) && !errdefs.IsPermissionDenied(err) { // the engine's word for a network in use
+		inUse := errdefs.IsPermissionDenied(err) || errdefs.IsConflict(err) // engines differ
+		if err != nil && !isNotFound(err) && !inUse {
 			errs = append(errs, fmt.Errorf("remove network %s: %w", n.Name, d.explain(err)))
 		}
 	}

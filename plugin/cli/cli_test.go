@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -84,6 +85,12 @@ type fakeDaemon struct {
 func (d fakeDaemon) Status(context.Context) (control.Status, error) {
 	if d.status.Nickname == "broken" {
 		return control.Status{}, errors.New("the state is locked")
+	}
+	if d.status.Nickname == "late" && d.primes.Add(1) == 1 { // the first answer has no name yet
+		s := d.status
+		s.Endpoints = slices.Clone(s.Endpoints)
+		s.Endpoints[0].Container = ""
+		return s, nil
 	}
 	return d.status, nil
 }

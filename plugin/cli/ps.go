@@ -1,10 +1,12 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -23,7 +25,7 @@ network: or those that are named, or with -a those of all hosts.`,
   sudo weave ps --json web`,
 		ValidArgsFunction: a.complete(func(s control.Status) []string { return containers(s.Endpoints, all) }),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			status, err := a.client().Status(cmd.Context())
+			status, err := a.named(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -46,6 +48,32 @@ network: or those that are named, or with -a those of all hosts.`,
 	cmd.Flags().BoolVarP(&all, "all", "a", false, "those of all hosts")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
 	return cmd
+}
+
+// How long the names of containers that have just come may take, and how often
+// the plugin is asked for them.
+const (
+	namesLimit = time.Second
+	namesEvery = 50 * time.Millisecond
+)
+
+// named returns the status as soon as all containers of this host have names in
+// it: the plugin learns one some moments after weave attach has ended.
+func (a *app) named(ctx context.Context) (control.Status, error) {
+	for end := time.Now().Add(namesLimit); ; {
+		status, err := a.client().Status(ctx)
+		nameless := slices.ContainsFunc(status.Endpoints, func(e control.Endpoint) bool {
+			return e.Local && e.Container == "" && e.Kind != control.KindHost
+		})
+		if err != nil || !nameless || time.Now().After(end) {
+			return status, err
+		}
+		select {
+		case <-ctx.Done():
+			return status, ctx.Err()
+		case <-time.After(namesEvery):
+		}
+	}
 }
 
 // choose leaves those of containers with one of the names, and of this host
