@@ -324,8 +324,8 @@ managed plugin is enabled. The settings come from the environment, see
 "docker plugin inspect weavenet".
 
 It also runs without the managed plugin, as a service of the host: then the
-state is in /var/lib/weave and the sockets are below /run, as with it. See
-examples/weave.service.`,
+state is in /var/lib/weave and the sockets are below /run, as with it, and the
+settings are those of the service. See examples/weave.service.`,
 		Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.Daemon(cmd.Context()) },
 	}

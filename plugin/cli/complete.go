@@ -27,6 +27,7 @@ func explainCompletion(root *cobra.Command) {
 		}
 		for _, shell := range cmd.Commands() {
 			shell.Args, shell.Short = noArguments, "Print the script for "+shell.Name()
+			shell.Long = shell.Short + ". Where to put it: weave completion --help"
 			if shell.Name() == "powershell" {
 				cmd.RemoveCommand(shell)
 			}

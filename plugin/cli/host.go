@@ -50,8 +50,9 @@ loopback, answer on port 8080 for a container, on whichever host that is.
 --import 5432:192.0.2.7:5432 has the exposed address answer on port 5432 for what
 only this host reaches.
 
-Ports are those of TCP, or of UDP with 53/udp:… What an address is for is added to
-when it is exposed again, and ends with weave hide.`,
+Ports are those of TCP, or of UDP with 53/udp:… IPv6 is written 80:[fd00::2]:80, and
+wants net.ipv6.conf.all.forwarding=1 on the host. What an address is for is added
+to when it is exposed again, and ends with weave hide.`,
 		Example: `  sudo weave expose
   sudo weave expose 192.168.0.1/24
   sudo weave expose net:192.168.0.0/24 --masquerade
@@ -76,8 +77,8 @@ when it is exposed again, and ends with weave hide.`,
 		},
 	}
 	cmd.Flags().BoolVar(&r.Masquerade, "masquerade", false, "let containers of the subnet out through this host")
-	cmd.Flags().StringArrayVar(&exports, "export", nil, "PORT[/udp]:ADDRESS:PORT: publish a container's port on this host")
-	cmd.Flags().StringArrayVar(&imports, "import", nil, "PORT[/udp]:ADDRESS:PORT: give containers a port that this host reaches")
+	cmd.Flags().StringArrayVar(&exports, "export", nil, "publish a container's port on this host, as `PORT[/udp]:ADDRESS:PORT`")
+	cmd.Flags().StringArrayVar(&imports, "import", nil, "give containers a port that this host reaches, as `PORT[/udp]:ADDRESS:PORT`")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
 	return cmd
 }
