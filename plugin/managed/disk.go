@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // savedName is the file with the settings of a plugin that is being replaced:
@@ -42,6 +44,15 @@ func writeFile(dir, name string, content []byte) (err error) {
 		return err
 	}
 	return syncDir(dir)
+}
+
+// freeOn returns how many bytes are free on the disk of a folder.
+func freeOn(dir string) (uint64, error) {
+	var s unix.Statfs_t
+	if err := unix.Statfs(dir, &s); err != nil {
+		return 0, err
+	}
+	return s.Bavail * uint64(s.Bsize), nil
 }
 
 func syncDir(dir string) error {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/plugin"
+	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
 	"go.uber.org/goleak"
 
@@ -32,6 +33,11 @@ type fakeEngine struct {
 	files   map[string]string // of the archive of the last plugin that was made
 	atStart func()            // called when the plugin is enabled
 	nets    []engine.Network
+	free    uint64 // bytes on its disk
+}
+
+func (e *fakeEngine) Info(context.Context, client.InfoOptions) (client.SystemInfoResult, error) {
+	return client.SystemInfoResult{Info: system.Info{DockerRootDir: "/var/lib/docker"}}, nil
 }
 
 func (e *fakeEngine) do(ctx context.Context, words ...string) error {
@@ -201,9 +207,15 @@ type bed struct {
 func newBed(t *testing.T) bed {
 	t.Helper()
 	lib := t.TempDir()
-	e := &fakeEngine{t: t}
+	e := &fakeEngine{t: t, free: 1 << 30}
 	return bed{&Plugin{
 		engine: e, networks: e, binary: writeTemp(t, "this program"), tun: os.DevNull, saved: filepath.Join(lib, "weave"), lock: filepath.Join(lib, "run", "lock"),
+		free: func(dir string) (uint64, error) {
+			if dir != "/var/lib/docker" {
+				t.Errorf("asked for the disk of %s", dir)
+			}
+			return e.free, nil
+		},
 	}, t, e, lib}
 }
 

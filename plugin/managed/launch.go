@@ -99,8 +99,31 @@ func (l *launch) plan(ctx context.Context, r Request) (err error) {
 	if l.password, err = openPassword(l.want.stateDir(), r.Password); err != nil {
 		return err
 	}
-	l.archive, err = openArchive(l.binary)
-	return err
+	if l.archive, err = openArchive(l.binary); err != nil {
+		return err
+	}
+	if l.was.binary != l.archive.sum {
+		if err := l.checkRoom(ctx); err != nil {
+			l.archive.close()
+			return err
+		}
+	}
+	return nil
+}
+
+// checkRoom refuses to make a plugin that Docker's disk does not take: by then
+// the old one would have been removed. Docker keeps it packed and unpacked.
+func (l *launch) checkRoom(ctx context.Context) error {
+	answer, err := l.engine.Info(ctx, client.InfoOptions{})
+	if err != nil {
+		return fmt.Errorf("ask the Docker Engine where it keeps plugins: %w", err)
+	}
+	dir, need := answer.Info.DockerRootDir, uint64(2*l.archive.size)
+	free, err := l.free(dir)
+	if err != nil || free >= need {
+		return nil //nolint:nilerr // Docker will say so if there is too little
+	}
+	return fmt.Errorf("nothing was changed: the plugin takes %d MB of Docker's disk, and %d MB are free in %s: make room, as by docker image prune", need>>20, free>>20, dir)
 }
 
 // tidy moves a password out of the settings, and drops the other of the two

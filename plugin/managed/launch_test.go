@@ -259,3 +259,16 @@ func TestParseSettings(t *testing.T) {
 		}
 	}
 }
+
+// TestNoRoom: a plugin is not removed for one that Docker's disk does not take.
+func TestNoRoom(t *testing.T) {
+	b := newBed(t)
+	b.install(nil)
+	b.engine.free = 1
+	if _, err := b.launch(nil, ""); err == nil || !strings.Contains(err.Error(), "nothing was changed: the plugin takes 0 MB of Docker's disk, and 0 MB are free in /var/lib/docker: make room") {
+		t.Errorf("got %v", err)
+	}
+	if len(b.engine.calls) > 0 {
+		t.Errorf("changed: %q", b.engine.calls)
+	}
+}

@@ -48,6 +48,7 @@ var (
 
 // Engine is what is asked of Docker; moby's client is one.
 type Engine interface {
+	Info(ctx context.Context, o client.InfoOptions) (client.SystemInfoResult, error)
 	PluginInspect(ctx context.Context, name string, o client.PluginInspectOptions) (client.PluginInspectResult, error)
 	PluginCreate(ctx context.Context, tar io.Reader, o client.PluginCreateOptions) (client.PluginCreateResult, error)
 	PluginSet(ctx context.Context, name string, o client.PluginSetOptions) (client.PluginSetResult, error)
@@ -71,8 +72,9 @@ type Plugin struct {
 	networks networkLister
 	binary   string // the file that becomes the plugin
 	tun      string
-	saved    string // the folder for settings while a plugin is being replaced
-	lock     string // the file that Lock locks
+	saved    string                                     // the folder for settings while a plugin is being replaced
+	lock     string                                     // the file that Lock locks
+	free     func(dir string) (bytes uint64, err error) // what is free on the disk of a folder
 }
 
 // Open finds the local engine, by DOCKER_HOST or where it is by default, and
@@ -100,7 +102,7 @@ func Open(ctx context.Context) (*Plugin, error) {
 		return nil, fmt.Errorf("%w (its API is %s, not %s)", ErrOldEngine, answer.APIVersion, minAPI)
 	}
 	return &Plugin{
-		engine: c, networks: engine.New(socket), tun: tunDevice, saved: config.HostState, lock: lockFile,
+		engine: c, networks: engine.New(socket), tun: tunDevice, saved: config.HostState, lock: lockFile, free: freeOn,
 		binary: "/proc/self/exe", // also if the file has been replaced meanwhile
 	}, nil
 }
