@@ -23,6 +23,10 @@ func TestService(t *testing.T) {
 	if _, err := h.Weave("launch"); err == nil || !strings.Contains(err.Error(), "without the managed plugin") {
 		t.Errorf("launch beside it: %v", err)
 	}
+	refusedWeave(t, h, []string{"systemctl stop weave"}, "stop")
+	if s := status(t, h); !s.Service || status(t, other).Service {
+		t.Error("a service and a managed plugin are not told apart")
+	}
 
 	net := network(t, []*dockerlab.Host{h, other}, "--subnet", subnet())
 	server := run(t, other, net, nil).serve()
