@@ -45,24 +45,7 @@ need it. What is in ` + config.HostState + ` stays; weave reset deletes that, to
 			}
 			progress := newProgress(cmd.ErrOrStderr())
 			defer progress.done()
-			outcome, lines := "", []string(nil)
-			release, err := lock(cmd.Context(), plugin, progress)
-			if err != nil {
-				return err
-			}
-			defer release()
-			state, err := plugin.State(cmd.Context())
-			if err == nil {
-				err = a.unmanaged(cmd.Context(), state, "stop it as it was started, as by `systemctl stop weave`")
-			}
-			if err != nil {
-				return err
-			}
-			if remove {
-				outcome, lines, err = removePlugin(cmd.Context(), plugin, state, force, progress)
-			} else {
-				outcome, lines, err = stopPlugin(cmd.Context(), plugin, progress)
-			}
+			outcome, lines, err := a.stop(cmd.Context(), plugin, remove, force, progress)
 			if err != nil {
 				return err
 			}
@@ -81,6 +64,26 @@ need it. What is in ` + config.HostState + ` stays; weave reset deletes that, to
 	cmd.Flags().BoolVar(&force, "force", false, "with --remove: although there are networks that need it")
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON for programs")
 	return cmd
+}
+
+// stop returns what stopPlugin does.
+func (a *app) stop(ctx context.Context, plugin Plugin, remove, force bool, progress *progress) (outcome string, lines []string, err error) {
+	release, err := lock(ctx, plugin, progress)
+	if err != nil {
+		return "", nil, err
+	}
+	defer release()
+	state, err := plugin.State(ctx)
+	if err == nil {
+		err = a.unmanaged(ctx, state, "stop it as it was started, as by `systemctl stop weave`")
+	}
+	switch {
+	case err != nil:
+		return "", nil, err
+	case remove:
+		return removePlugin(ctx, plugin, state, force, progress)
+	}
+	return stopPlugin(ctx, plugin, progress)
 }
 
 // stopPlugin returns what came of it, for programs and in lines for people.
