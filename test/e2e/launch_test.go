@@ -155,6 +155,11 @@ func resetHost(t *testing.T, h, other *dockerlab.Host, net string) {
 	if _, err := h.Weave("reset"); err == nil || !strings.Contains(err.Error(), net) {
 		t.Errorf("reset under a container: %v", err)
 	}
+	const others = "nft -s list table ip others; iptables -S FORWARD | grep 192.0.2.2"
+	before, err := h.Run("sh", "-c", "nft 'table ip others { chain c { type filter hook forward priority 0; iifname \"wv*\" ip saddr 192.0.2.1 drop; }; }' && iptables -I FORWARD -s 192.0.2.2 -j DROP && "+others)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if out := weave(t, h, "reset", "--force"); !strings.Contains(out, nickname(other)+" sees to it") {
 		t.Errorf("reset: %s", out)
 	}
@@ -164,8 +169,17 @@ func resetHost(t *testing.T, h, other *dockerlab.Host, net string) {
 	if left, err := os.ReadDir(h.Path("/var/lib/weave")); err != nil || len(left) > 0 {
 		t.Errorf("left on disk: %v, %v", left, err)
 	}
+	if after, err := h.Run("sh", "-c", others); err != nil || after != before {
+		t.Errorf("the packet filter of others was\n%s\nis\n%s, %v", before, after, err)
+	}
+	if _, err := h.Run("sh", "-c", "nft delete table ip others; iptables -D FORWARD -s 192.0.2.2 -j DROP"); err != nil {
+		t.Error(err)
+	}
 	if left := traces(t, h); len(left) > 0 {
 		t.Errorf("left in the kernel: %q", left)
+	}
+	if out := weave(t, h, "reset", "--force"); !strings.Contains(out, "Nothing to do") {
+		t.Errorf("reset again: %s", out)
 	}
 	eventually(t, 2*soon, func() error {
 		s, err := statusOf(other)
