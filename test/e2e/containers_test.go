@@ -174,9 +174,12 @@ func TestAttachUndone(t *testing.T) {
 	refused(t, h, []string{"No such"}, "inspect", "undone")
 	// The subnet of the engine's own route is refused when the second network is made.
 	refusedWeave(t, h, []string{"10.99.0.0/24", "route"}, "attach", "net:"+fine, "net:10.99.0.0/24", c.name)
-	if n := len(c.ifaces()); n != 1 {
-		t.Errorf("%d interfaces, want one", n)
-	}
+	eventually(t, soon, func() error { // links go some moments after the container has left
+		if n := len(c.ifaces()); n != 1 {
+			return fmt.Errorf("%d interfaces, want one", n)
+		}
+		return nil
+	})
 	docker(t, h, "network", "inspect", net)
 	if err := removeNetwork(t, h, net); err != nil {
 		t.Fatal(err)
@@ -238,9 +241,15 @@ func TestAttachManyForms(t *testing.T) {
 	}
 	for _, c := range []container{a, b} {
 		weave(t, c.host, "detach", c.name)
-		if left := weaveNetworks(t, c.host); len(left) > 0 || len(c.ifaces()) != 1 {
-			t.Errorf("left are networks %v, interfaces %v", left, c.ifaces())
+		if left := weaveNetworks(t, c.host); len(left) > 0 {
+			t.Errorf("left are networks %v", left)
 		}
+		eventually(t, soon, func() error {
+			if left := c.ifaces(); len(left) != 1 {
+				return fmt.Errorf("left are interfaces %v", left)
+			}
+			return nil
+		})
 	}
 }
 
