@@ -7,7 +7,12 @@ set -euo pipefail
 if [ -e /sys/fs/cgroup/cgroup.procs ]; then
 	roots=(/sys/fs/cgroup) # version 2
 else
-	roots=(/sys/fs/cgroup/*/)
+	roots=()
+	for root in /sys/fs/cgroup/*/; do
+		if [ -e "$root/cgroup.procs" ]; then
+			roots+=("$root")
+		fi
+	done
 fi
 for root in "${roots[@]}"; do
 	for group in "$root/$1" "$root/$1/engine"; do

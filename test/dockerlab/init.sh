@@ -15,6 +15,11 @@ umount --lazy /sys
 mount -t sysfs sysfs /sys
 mount --rbind "$dir/cgroup" /sys/fs/cgroup
 umount --lazy "$dir/cgroup"
+# Beside version 1 of cgroups newer engines use version 2, too, where plugins of all
+# hosts would be in one group: they have one ID.
+if mountpoint -q /sys/fs/cgroup/unified; then
+	umount --lazy /sys/fs/cgroup/unified
+fi
 # /run is empty at boot; /etc/docker and /var/lib outlive it.
 mount -t tmpfs -o mode=755 tmpfs /run
 mount --bind "$dir/etc-docker" /etc/docker

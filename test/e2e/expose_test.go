@@ -80,7 +80,7 @@ func hostSends(h *dockerlab.Host, addr string) error {
 // are tentative for a second or two.
 func hostTraces(t *testing.T, h *dockerlab.Host) string {
 	t.Helper()
-	out, err := h.Run("sh", "-c", "nft -s list ruleset; ip addr | sed 's/ tentative//'; ip route; ip -6 route")
+	out, err := h.Run("sh", "-c", "nft list tables | sort | while read -r table; do nft -s list $table; done; ip addr | sed 's/ tentative//'; ip route; ip -6 route")
 	if err != nil {
 		t.Fatal(err)
 	}
