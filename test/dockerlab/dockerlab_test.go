@@ -94,9 +94,7 @@ func TestTwoEngines(t *testing.T) {
 			t.Errorf("host %s calls itself %q", h.Name(), got)
 		}
 		must(t)(h.Docker("run", "-d", "--name", "web", "-p", "8080:80", Image, "tool", "http", "-text=web", ":80"))
-		if got := must(t)(h.Run("busybox", "wget", "-qO-", "http://127.0.0.1:8080/")); !strings.Contains(got, "web from") {
-			t.Errorf("published port of %s answered %q", h.Name(), got)
-		}
+		awaitPublished(t, h)
 		must(t)(h.Docker("exec", "web", "ping", "-c1", "-W5", netlab.Outside4.String()))
 		rules := must(t)(h.Run("nft", "list", "ruleset"))
 		if !strings.Contains(rules, "chain DOCKER-USER") {
@@ -106,6 +104,20 @@ func TestTwoEngines(t *testing.T) {
 		var failed *CommandError
 		if !errors.As(err, &failed) || failed.Host != h.Name() || !strings.Contains(failed.Stderr, "nobody") {
 			t.Errorf("a container that is not there: %v", err)
+		}
+	}
+}
+
+// awaitPublished waits until the container behind a published port listens.
+func awaitPublished(t *testing.T, h *Host) {
+	t.Helper()
+	for end := time.Now().Add(startLimit); ; time.Sleep(pollEvery) {
+		got, err := h.Run("busybox", "wget", "-qO-", "http://127.0.0.1:8080/")
+		if strings.Contains(got, "web from") {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("published port of %s answered %q: %v", h.Name(), got, err)
 		}
 	}
 }

@@ -2,6 +2,9 @@ package e2e
 
 import (
 	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
 	"testing"
 
 	"weave/test/dockerlab"
@@ -41,6 +44,44 @@ func TestIPv6(t *testing.T) {
 	}
 	sameRings(t, hs, sub4, sub6)
 	namesOfIPv6(t, all[0], all[1])
+}
+
+// TestIPv6Only: a network without IPv4, which engines make since 28.0.
+func TestIPv6Only(t *testing.T) {
+	beside(t)
+	hs := hosts(t, 2)
+	var engine struct{ APIVersion string }
+	if err := ask(hs[0], "/version", &engine); err != nil {
+		t.Fatal(err)
+	}
+	if version, err := strconv.ParseFloat(strings.TrimPrefix(engine.APIVersion, "1."), 64); err != nil || version < 48 {
+		t.Skipf("the engine speaks API %s, and 1.48 is the first that can do without IPv4", engine.APIVersion)
+	}
+	net, sub := uniqueName("net"), subnet6()
+	for _, h := range hs {
+		err := askFor(h, http.MethodPost, "/v1.48/networks/create", map[string]any{
+			"Name": net, "Driver": "weave", "EnableIPv4": false, "EnableIPv6": true,
+			"IPAM": map[string]any{"Driver": "weave", "Config": []any{map[string]any{"Subnet": sub}}},
+		}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := removeNetwork(t, h, net); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	a, b := run(t, hs[0], net, nil).serve(), run(t, hs[1], net, nil).serve()
+	for _, way := range [][2]container{{a, b}, {b, a}} {
+		from, to := way[0], way[1]
+		if address := to.ip(); address != "" {
+			t.Errorf("%s has %s", to.name, address)
+		}
+		from.exec("sh", "-c", fmt.Sprintf("ping -6 -c1 -W1 %s && tool send -timeout=1s tcp [%[1]s]:7000", to.ip6()))
+		from.finds(to.name, to.ip6())
+		from.findsAs(to.ip6(), to.name)
+	}
 }
 
 // namesOfIPv6: a container is found by both its addresses, and its name by both. What

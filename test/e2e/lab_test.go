@@ -78,7 +78,10 @@ func askFor(h *dockerlab.Host, method, path string, body, answer any) error {
 			return err
 		}
 	}
-	request, err := http.NewRequest(method, "http://docker/v1.41"+path, &sent)
+	if !strings.HasPrefix(path, "/v1.") {
+		path = "/v1.41" + path // that of the oldest engine
+	}
+	request, err := http.NewRequest(method, "http://docker"+path, &sent)
 	if err != nil {
 		return err
 	}
