@@ -59,6 +59,9 @@ func TestEndpointLife(t *testing.T) {
 	if _, ok := r.fabric.endpoint("0123456789abcdef"); ok || r.kernel.link("wvl01234567") != (link{}) {
 		t.Error("left traces")
 	}
+	if from := r.kernel.retired["wvl01234567"]; from != sandbox1 {
+		t.Errorf("its links were retired from %q", from)
+	}
 	for range 2 {
 		req := &api.DeleteEndpointRequest{NetworkID: "n1", EndpointID: "0123456789abcdef"}
 		if err := r.DeleteEndpoint(t.Context(), req); err != nil {

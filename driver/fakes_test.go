@@ -68,6 +68,7 @@ type fakeKernel struct {
 	*faults
 	mu       sync.Mutex
 	links    map[string]link
+	retired  map[string]string // the sandbox that each link was retired from last
 	routes   []host.Route
 	firewall bool
 	exposed  []host.Exposed
@@ -132,6 +133,9 @@ func (k *fakeKernel) CreateVeth(name, peer string, mtu int, mac net.HardwareAddr
 
 func (k *fakeKernel) RetireLink(name, sandbox string) error {
 	return k.change("RetireLink", func() error {
+		if _, ok := k.links[name]; ok {
+			k.retired[name] = sandbox
+		}
 		delete(k.links, k.links[name].peer)
 		delete(k.links, name)
 		return nil
@@ -343,7 +347,7 @@ type rig struct {
 func newRig(t testing.TB) *rig {
 	t.Helper()
 	f := &faults{}
-	k := &fakeKernel{faults: f, links: make(map[string]link)}
+	k := &fakeKernel{faults: f, links: make(map[string]link), retired: make(map[string]string)}
 	r := &rig{
 		faults: f,
 		kernel: k,

@@ -76,7 +76,8 @@ func (d *Driver) addNetwork(rec networkRecord) (*network, error) {
 }
 
 // segmentTaken says that another network is on the segment. It may be one that
-// Docker deleted unseen, which is cleared away in time.
+// Docker deleted unseen, which is cleared away in time. plugin/attach knows the
+// refusal by its first words.
 func (d *Driver) segmentTaken(segment, other string) error {
 	return fmt.Errorf("this host is on segment %s already, by network %s: "+
 		"use that network, another --subnet, or -o %s=NAME for a second segment with the same subnet; a network that Docker no longer lists goes away within a minute",

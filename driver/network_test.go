@@ -292,3 +292,13 @@ func TestCreateNetworkCancelled(t *testing.T) {
 	}
 	r.mustBeEmpty(t)
 }
+
+// TestSegmentTaken: commands know by these words that another one was faster.
+func TestSegmentTaken(t *testing.T) {
+	r := newRig(t)
+	r.mustCreateNetwork(t, "n1", "10.32.0.0/16")
+	err := r.CreateNetwork(t.Context(), createNetwork("n2", "10.32.0.0/16", nil))
+	if err == nil || !strings.Contains(err.Error(), "this host is on segment 10.32.0.0/16 already") {
+		t.Errorf("second network on a segment: %v", err)
+	}
+}
