@@ -106,7 +106,8 @@ func (d *doubts) take(now time.Time, n int) []doubt {
 }
 
 // settle pulls because of doubts. A few pulls mostly settle all, so others wait
-// for them, for as long as a pull should take.
+// for them, for as long as a pull should take. All wait for what a join fetches,
+// which is everything.
 func (g *Gossip) settle(ctx context.Context) {
 	for {
 		select {
@@ -115,14 +116,21 @@ func (g *Gossip) settle(ctx context.Context) {
 		case <-g.doubts.news:
 		}
 		for due, ok := g.doubts.next(); ok && pause(ctx, time.Until(due)); due, ok = g.doubts.next() {
-			enough, cancel := context.WithTimeout(ctx, g.cfg.Timing.Retry)
-			for _, r := range g.pullDoubted(time.Now()) {
-				select {
-				case <-r.done:
-				case <-enough.Done():
-				}
-			}
-			cancel()
+			waitFor(ctx, g.pulls.awaited(), g.cfg.Timing.IO)
+			waitFor(ctx, g.pullDoubted(time.Now()), g.cfg.Timing.Retry)
+		}
+	}
+}
+
+// waitFor waits until rounds are done, but not longer than a time.
+func waitFor(ctx context.Context, rounds []*round, most time.Duration) {
+	enough, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	for _, r := range rounds {
+		select {
+		case <-r.done:
+		case <-enough.Done():
+			return
 		}
 	}
 }

@@ -157,7 +157,11 @@ func TestRumoursArePassedOn(t *testing.T) {
 func (n *network) opened() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.syncs
+	sum := 0
+	for _, syncs := range n.syncs {
+		sum += syncs
+	}
+	return sum
 }
 
 func TestQuietWhenEqual(t *testing.T) {

@@ -60,14 +60,14 @@ type network struct {
 	cut      func(a, b id.PeerID) bool
 	loud     bool // sending without a route is an error, not a loss
 	conns    map[net.Conn][2]id.PeerID
-	syncs    int                                                   // sync streams opened
+	syncs    map[id.PeerID]int                                     // sync streams opened, by who did
 	meetings int                                                   // streams opened for memberlist
 	heard    func(from, to id.PeerID, kind wire.Kind, body []byte) // of each datagram; may be nil
 }
 
 func newNetwork(t *testing.T) *network {
 	n := &network{
-		t: t, nodes: map[id.PeerID]*node{}, conns: map[net.Conn][2]id.PeerID{},
+		t: t, nodes: map[id.PeerID]*node{}, conns: map[net.Conn][2]id.PeerID{}, syncs: map[id.PeerID]int{},
 		cut: func(a, b id.PeerID) bool { return false },
 	}
 	t.Cleanup(n.wg.Wait)
@@ -154,7 +154,7 @@ func (p port) Dial(_ context.Context, to id.PeerID, kind wire.StreamKind) (net.C
 	handle := peer.g.HandleStream
 	if kind == wire.StreamSync {
 		handle = peer.g.HandleSync
-		p.net.syncs++
+		p.net.syncs[p.self]++
 	} else {
 		p.net.meetings++
 	}

@@ -176,3 +176,40 @@ func TestNewcomerFetchesFirst(t *testing.T) {
 		}
 	})
 }
+
+// What another has is no reason to fetch all from it as well, as long as the
+// join fetches it.
+func TestNewcomerFetchesOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newNetwork(t)
+		quiet := func(c *Config) { c.Timing = never() }
+		answer := make(chan struct{})
+		a := n.start(1, 1, quiet, func(c *Config) {
+			c.Replicas = map[string]Replica{"records": slow{c.Replicas["records"].(*table), answer}}
+		})
+		a.write("x", "1")
+		b := n.start(2, 1, quiet)
+		a.join(b) // by which b pulls nothing
+		c := n.start(3, 1, quiet)
+		syncs := func() int {
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			return n.syncs[c.id]
+		}
+		joined := make(chan struct{})
+		go func() { defer close(joined); c.join(a) }()
+		time.Sleep(quick().Settle)
+		b.write("y", "2")
+		b.g.send([]id.PeerID{c.id}, b.g.mySum(typeSum))
+		time.Sleep(10 * quick().Settle)
+		if c.living() != 2 || syncs() != 1 {
+			t.Errorf("knows %d members, and fetches from %d", c.living(), syncs())
+		}
+		close(answer)
+		<-joined
+		time.Sleep(10 * quick().Settle)
+		if c.records.get(a.id, "x") != "1" || c.records.get(b.id, "y") != "2" {
+			t.Errorf("has %d of 2 records afterwards", c.records.count())
+		}
+	})
+}

@@ -92,16 +92,19 @@ func (p *pulls) await(ctx context.Context, from id.PeerID) error {
 	}
 }
 
-// awaited tells whether somebody waits for a pull that is not over.
-func (p *pulls) awaited() bool {
+// awaited returns the pulls that are not over and that somebody waits for.
+func (p *pulls) awaited() []*round {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	var rounds []*round
 	for _, st := range p.running {
-		if st.now.awaited || st.next != nil && st.next.awaited {
-			return true
+		for _, r := range []*round{st.now, st.next} {
+			if r != nil && r.awaited {
+				rounds = append(rounds, r)
+			}
 		}
 	}
-	return false
+	return rounds
 }
 
 func (p *pulls) requestLocked(from id.PeerID) *round {

@@ -114,7 +114,7 @@ func (g *Gossip) tend(ctx context.Context) {
 			}
 		case now := <-greet:
 			greet = time.After(g.cfg.Timing.Greet)
-			if g.pulls.awaited() {
+			if len(g.pulls.awaited()) > 0 {
 				continue // what we have does not say much yet
 			}
 			if to = g.members.takeFresh(greetings); len(to) == 0 {
