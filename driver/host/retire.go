@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	// retiredPrefix and its index are the name of a link that was retired.
-	retiredPrefix = Prefix + "x"
+	// retiredPrefix and its index are the name of a link that was retired. The mesh
+	// names its links wvt… and wvx….
+	retiredPrefix = Prefix + "r"
 	// retireAfter is how long a container's namespace has to end, which takes its
 	// links along.
 	retireAfter = 300 * time.Millisecond

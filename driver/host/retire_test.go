@@ -81,8 +81,19 @@ func TestRetireAtOnce(t *testing.T) {
 	if links, err := k.ListLinks(retiredPrefix); len(links) != 1 || err != nil {
 		t.Errorf("retired are %v, %v", links, err)
 	}
+	others := []string{"wv00000001", "wvl00000002", "wvt00000001", "wvx-beat", "wvx00000001"}
+	for _, other := range others { // of the driver and the mesh, from an earlier run
+		must(t, netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: other}}))
+	}
 	must(t, k.DeleteRetired())
-	gone("a restart")
+	left, err := k.ListLinks(Prefix)
+	must(t, err)
+	if slices.Sort(left); !slices.Equal(left, others) {
+		t.Errorf("after a restart there are %v, want %v", left, others)
+	}
+	for _, other := range others {
+		must(t, k.DeleteLink(other))
+	}
 
 	create()
 	must(t, k.RetireLink(name, hidden))

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"weave/mesh/beat"
 )
 
 // TestBothRestart holds that of two hosts each can restart while the other is
@@ -32,6 +34,25 @@ func TestBothRestart(t *testing.T) {
 	}
 	if !a.isFast(b) {
 		t.Error("b has to prove itself again")
+	}
+}
+
+// TestRestartIsNoCut holds that a run that has only begun does not tell that it
+// hears nothing: its peers, which probe seldom, would send to its tunnel.
+func TestRestartIsNoCut(t *testing.T) {
+	for phase := range 6 {
+		w, a, b := pair(t)
+		w.awaitFast(a, b)
+		w.run(10*time.Minute + time.Duration(phase)*beat.Interval)
+		before := a.kernel.changes + b.kernel.changes
+		a.start()
+		w.join("a", a)
+		a.SetEndpoint("a", endpointOf(a.self, 1).at(a))
+		a.SetEndpoint("a", endpointOf(b.self, 1).at(a))
+		w.run(10 * time.Second)
+		if changes := a.kernel.changes + b.kernel.changes - before; changes > 0 || !a.isFast(b) || !b.isFast(a) {
+			t.Errorf("restart %d intervals later: %d changes, fast %v, %v", phase, changes, a.isFast(b), b.isFast(a))
+		}
 	}
 }
 

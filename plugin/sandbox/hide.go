@@ -9,7 +9,7 @@ import (
 )
 
 // hiddenPrefix and its index are the name of a hidden device.
-const hiddenPrefix = "wvx"
+const hiddenPrefix = "wvr"
 
 // Hide takes a veth device of the namespace at a path out of the way of those who
 // look for it by its name: it is down, has no addresses, and another one.
