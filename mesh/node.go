@@ -121,6 +121,7 @@ type Node struct {
 	known     *known
 	routes    *routes
 	raised    chan struct{} // buffered: announceAgain is due
+	stale     chan struct{} // buffered: dropStale will be due
 	rechecked chan struct{} // buffered: checkSegments is due
 
 	life context.Context // that of Run, set before anything runs; for what peers ask
@@ -169,6 +170,7 @@ func New(cfg Config) (*Node, error) {
 		routes:    newRoutes(),
 		segments:  map[string]*segment{},
 		raised:    make(chan struct{}, 1),
+		stale:     make(chan struct{}, 1),
 		rechecked: make(chan struct{}, 1),
 	}
 	incarnation, err := nextIncarnation(cfg.Store, time.Now())
@@ -308,12 +310,21 @@ func (n *Node) tend(ctx context.Context) error {
 	defer greet.Stop()
 	prune := time.NewTicker(pruneEvery)
 	defer prune.Stop()
+	var drop <-chan time.Time // while something is stale
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-n.raised:
 			n.announceAgain()
+		case <-n.stale:
+			if drop == nil {
+				drop = time.After(staleAge)
+			}
+		case <-drop:
+			if drop = nil; n.dropStale() {
+				drop = time.After(staleAge)
+			}
 		case <-n.rechecked:
 			n.checkSegments()
 		case <-greet.C:

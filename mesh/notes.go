@@ -30,7 +30,8 @@ type Note struct {
 }
 
 // Publish publishes a note of this host, in place of the one that it has under the
-// topic and key; nil takes that back. It does not outlive the process.
+// topic and key; nil takes that back. It goes some seconds after the next process has
+// begun, unless that publishes it again.
 func (n *Node) Publish(topic, key string, value []byte) error {
 	n.publish.Lock()
 	defer n.publish.Unlock()

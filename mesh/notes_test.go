@@ -1,8 +1,11 @@
 package mesh
 
 import (
+	"bytes"
+	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -45,4 +48,42 @@ func TestNotes(t *testing.T) {
 	if got := read(a, "pets"); !slices.Equal(got, []string{"a cat=Tom"}) {
 		t.Errorf("notes %q, with those of a removed host", got)
 	}
+}
+
+// TestRestartIsNoGap holds that what a host publishes does not go for a moment
+// when it starts anew, however many datagrams it takes to tell it, and that what
+// it does not publish again goes later.
+func TestRestartIsNoGap(t *testing.T) {
+	t.Parallel()
+	const count = 100
+	value := bytes.Repeat([]byte("x"), 100) // so that a datagram holds some ten
+	var hearer atomic.Pointer[node]
+	var least atomic.Int64
+	cfg := configure(t, "127.0.47.3")
+	cfg.Changed = func() {
+		if a := hearer.Load(); a != nil {
+			least.Store(min(least.Load(), int64(len(a.Notes("pets")))))
+		}
+	}
+	a := start(t, cfg)
+	hearer.Store(a)
+	b := start(t, configure(t, "127.0.47.4", a.addr))
+	publish := func(from int) {
+		for i := from; i < count; i++ {
+			must(t, b.Publish("pets", fmt.Sprint(i), value))
+		}
+	}
+	publish(0)
+	await(t, "all notes", func() bool { return len(a.Notes("pets")) == count })
+	least.Store(count)
+	first := incarnationOf(t, b.store)
+	b = b.restart(t)
+	publish(1)
+	await(t, "a to have heard all of the new run", func() bool {
+		return incarnationOf(t, b.store) > first && bytes.Equal(recordsReplica{a.Node}.Digest(), recordsReplica{b.Node}.Digest())
+	})
+	if least.Load() < count-1 {
+		t.Errorf("%d of %d notes were known at times", least.Load(), count)
+	}
+	await(t, "what it has no more to go", func() bool { return len(a.Notes("pets")) == count-1 })
 }

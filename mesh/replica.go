@@ -15,6 +15,10 @@ import (
 // tombstoneAge is how long a deletion is remembered for peers that missed it.
 const tombstoneAge = 10 * time.Minute
 
+// staleAge is how long a peer that starts anew has to tell all that it has, by
+// announcements or, where one was lost, by a pull.
+const staleAge = 5 * time.Second
+
 // set publishes a record of our own, whose value makes sense. The caller holds
 // publish, not mu.
 func (n *Node) set(kind, key string, value []byte) error {
@@ -92,26 +96,52 @@ func (r recordsReplica) Merge(_ id.PeerID, delta []byte) error {
 	n := r.n
 	n.mu.Lock()
 	result, err := n.records.Merge(delta, time.Now())
-	var bad []error
-	var kinds []string
-	for _, c := range result.Changes {
-		kinds = append(kinds, c.Kind)
-		if err := n.apply(c); err != nil {
-			bad = append(bad, fmt.Errorf("%s %.64q of peer %s: %w", c.Kind, c.Key, c.Owner.Short(), err))
-		}
-	}
+	done := n.applyAll(result.Changes)
 	n.mu.Unlock()
-	n.tell(kinds...)
-	if len(bad) > 0 {
-		n.log.WithField("count", len(bad)).WithError(bad[0]).Warn("peers published what makes no sense")
-	}
+	done()
 	if result.Raised {
 		n.raise()
+	}
+	if result.Stale {
+		select {
+		case n.stale <- struct{}{}:
+		default: // it will see all
+		}
 	}
 	if err == nil && result.Gap {
 		return ErrGap
 	}
 	return err
+}
+
+// applyAll is apply for many changes. What it returns is to be called when mu is
+// free.
+func (n *Node) applyAll(changes []state.Change) (done func()) {
+	var bad []error
+	var kinds []string
+	for _, c := range changes {
+		kinds = append(kinds, c.Kind)
+		if err := n.apply(c); err != nil {
+			bad = append(bad, fmt.Errorf("%s %.64q of peer %s: %w", c.Kind, c.Key, c.Owner.Short(), err))
+		}
+	}
+	return func() {
+		n.tell(kinds...)
+		if len(bad) > 0 {
+			n.log.WithField("count", len(bad)).WithError(bad[0]).Warn("peers published what makes no sense")
+		}
+	}
+}
+
+// dropStale forgets what peers that started anew did not tell again, and reports
+// whether some still have time to.
+func (n *Node) dropStale() (more bool) {
+	n.mu.Lock()
+	changes, more := n.records.DropStale(time.Now(), staleAge)
+	done := n.applyAll(changes)
+	n.mu.Unlock()
+	done()
+	return more
 }
 
 // raise has announceAgain run, by tend: Merge must not wait for a Broadcast.

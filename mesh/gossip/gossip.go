@@ -34,6 +34,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -100,7 +101,7 @@ type Timing struct {
 	Sum          time.Duration // between sums shown to one living member each
 	Settle       time.Duration // that another's sum may differ before that is a reason to pull
 	Rejoin       time.Duration // between sums shown to the dead
-	Notice       time.Duration // for news of a member that we heard from already; up to twice as long
+	Notice       time.Duration // for news of a member that we heard from already; up to twice as long, longer among more than 32
 	Newcomer     time.Duration // how long after our start new members are told what is our own
 	Retry        time.Duration // before a pull that failed is tried again
 	IO           time.Duration // deadline for dialling, and for each step of a stream
@@ -360,6 +361,13 @@ func (g *Gossip) PeerReachable(peer id.PeerID) {
 	}
 }
 
+// notice is how long news of a member may take among so many: gossip needs rounds
+// by the logarithm of their number. It is random, so that not all rejoin at once.
+func notice(least time.Duration, members int) time.Duration {
+	d := time.Duration(float64(least) * max(1, math.Log2(float64(members))/5))
+	return d + rand.N(d+1)
+}
+
 // rejoin joins a peer that we hear from, unless it joins somebody else: of a new
 // member all hear sooner than they are told of it, and must not all exchange all
 // with it.
@@ -369,7 +377,7 @@ func (g *Gossip) rejoin(ctx context.Context, peer id.PeerID) {
 		defer g.joinMu.Unlock()
 		delete(g.joining, peer)
 	}()
-	if !pause(ctx, g.cfg.Timing.Notice+rand.N(g.cfg.Timing.Notice+1)) || g.members.isAlive(peer) {
+	if !pause(ctx, notice(g.cfg.Timing.Notice, g.members.count())) || g.members.isAlive(peer) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTime)

@@ -251,7 +251,7 @@ func TestRestartBeforeItIsNoticed(t *testing.T) {
 	again.join(nodes[0])
 	nodes[2] = again
 	eventually(t, "the new incarnation is known", func() bool {
-		return equal(nodes) && nodes[1].records.count() == 2
+		return equal(nodes) && nodes[1].records.get(again.id, "new") == "1"
 	})
 	eventually(t, "the new name is known", func() bool {
 		m := nodes[1].g.Members()

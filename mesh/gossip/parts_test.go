@@ -299,3 +299,15 @@ func TestLogger(t *testing.T) {
 		t.Errorf("%d warnings, want 3:\n%s", got, out.String())
 	}
 }
+
+// News of a member take longer among many, and none are waited for in vain among
+// few.
+func TestNotice(t *testing.T) {
+	for members, least := range map[int]time.Duration{2: 100, 32: 100, 1024: 200, 10_000: 265} {
+		for range 100 {
+			if d := notice(100, members); d < least || d > 2*least+2 {
+				t.Fatalf("among %d members: %d, want %d to twice that", members, d, least)
+			}
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -87,19 +88,54 @@ func (t *Table) replace(b *block, now time.Time, res *Result) error {
 	if o.size > MaxOwnerSize {
 		return fmt.Errorf("merge records of peer %s: %w", b.owner.Short(), ErrFull)
 	}
-	before := map[name]record{}
-	if old := t.owners[b.owner]; old != nil {
-		before = old.records
+	old := t.owners[b.owner]
+	if old == nil {
+		old = &owner{}
+	}
+	before := old.all()
+	if b.incarnation > old.incarnation {
+		o.stale, o.restart = without(before, o.records), now
+	} else {
+		o.stale, o.restart = without(old.stale, o.records), old.restart
+	}
+	if len(o.stale) > MaxRecords { // of many short runs
+		o.stale = nil
 	}
 	t.owners[b.owner] = o
 	t.digest = nil
-	note(res, b.owner, before, o.records)
+	res.Changes = append(res.Changes, compare(b.owner, before, o.all())...)
+	res.Stale = res.Stale || len(o.stale) > 0
 	return nil
 }
 
-// note adds the differences between two sets of one owner to the result: first
-// what has gone, by its old version, then what has come, by its new one.
-func note(res *Result, p id.PeerID, before, after map[name]record) {
+// all returns all records, stale ones too. It is not to be changed.
+func (o *owner) all() map[name]record {
+	if len(o.stale) == 0 {
+		return o.records
+	}
+	all := maps.Clone(o.records)
+	maps.Copy(all, o.stale)
+	return all
+}
+
+// without returns the records of a set that exist and that another set does not
+// know, nil if there are none.
+func without(set, other map[name]record) (rest map[name]record) {
+	for n, r := range set {
+		if _, known := other[n]; known || r.deleted() {
+			continue
+		}
+		if rest == nil {
+			rest = map[name]record{}
+		}
+		rest[n] = r
+	}
+	return rest
+}
+
+// compare returns the differences between two sets of one owner: first what has
+// gone, by its old version, then what has come, by its new one.
+func compare(p id.PeerID, before, after map[name]record) (changes []Change) {
 	var gone, come []change
 	for n, r := range before {
 		if now, kept := after[n]; !r.deleted() && (!kept || now.deleted()) {
@@ -115,11 +151,12 @@ func note(res *Result, p id.PeerID, before, after map[name]record) {
 	slices.SortFunc(gone, byVersion)
 	slices.SortFunc(come, byVersion)
 	for _, c := range gone {
-		res.Changes = append(res.Changes, Change{p, c.kind, c.key, c.value, nil})
+		changes = append(changes, Change{p, c.kind, c.key, c.value, nil})
 	}
 	for _, c := range come {
-		res.Changes = append(res.Changes, Change{p, c.kind, c.key, before[c.name].value, c.value})
+		changes = append(changes, Change{p, c.kind, c.key, before[c.name].value, c.value})
 	}
+	return changes
 }
 
 // extend adds the changes above the known version.
@@ -132,7 +169,11 @@ func (o *owner) extend(b *block, known uint64, now time.Time, res *Result) error
 		return fmt.Errorf("merge records of peer %s: %w", b.owner.Short(), ErrFull)
 	}
 	for _, c := range changes {
-		old := o.records[c.name]
+		old, known := o.records[c.name]
+		if !known {
+			old = o.stale[c.name]
+			delete(o.stale, c.name)
+		}
 		r := c.stored(now)
 		o.put(c.name, r)
 		same := old.deleted() == r.deleted() && bytes.Equal(old.value, r.value)

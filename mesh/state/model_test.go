@@ -118,6 +118,20 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 			m.now = m.now.Add(time.Minute)
 			m.tables[m.pick(t, "table")].Prune(m.now, 2*time.Minute)
 		},
+		"drop stale": func(t *rapid.T) {
+			i := m.pick(t, "table")
+			changes, more := m.tables[i].DropStale(m.now, time.Minute)
+			m.follow(t, i, changes)
+			left := false
+			for p, o := range m.tables[i].owners {
+				if left = left || len(o.stale) > 0; len(o.stale) > 0 && m.now.Sub(o.restart) >= time.Minute {
+					t.Fatalf("stale records of %x stay", p[0])
+				}
+			}
+			if more != left {
+				t.Fatalf("more stale records: %v, want %v", more, left)
+			}
+		},
 		"restart": func(t *rapid.T) {
 			m.top += 10
 			m.restart(m.pick(t, "who"), m.top)
@@ -157,6 +171,11 @@ func (m *machine) check(t *rapid.T) {
 			for n, r := range o.records {
 				size += n.size(r.value)
 			}
+			for n := range o.stale {
+				if _, known := o.records[n]; known || p == table.self {
+					t.Fatalf("table %d: %s of %x is stale", i, n.key, p[0])
+				}
+			}
 			if size != o.size {
 				t.Fatalf("table %d counts %d bytes for %x, has %d", i, o.size, p[0], size)
 			}
@@ -185,6 +204,10 @@ func TestTablesConverge(t *testing.T) {
 		m := newMachine(rapid.IntRange(2, 5).Draw(t, "tables"))
 		t.Repeat(m.actions())
 		m.settle(t)
+		for i, table := range m.tables {
+			changes, _ := table.DropStale(m.now, 0)
+			m.follow(t, i, changes)
+		}
 		m.check(t)
 		var truth []string
 		for i, records := range m.model {

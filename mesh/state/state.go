@@ -7,6 +7,9 @@
 // an owner up to version v holds, of every record whose latest change is not
 // above v, exactly that change. A restart of the owner begins a new
 // incarnation, which replaces all that the incarnations before it published.
+// It is told piece by piece, so what it has not repeated yet is stale, and counts
+// until DropStale, as routes do in a graceful restart of BGP (RFC 4724): that a
+// host's agent starts anew is no reason to forget its containers for a moment.
 //
 // What moves between tables is a delta: of some owners, all latest changes
 // with versions in (base, version]. A delta whose base is above what a copy
@@ -112,6 +115,8 @@ type Result struct {
 	Changes []Change
 	// Gap says that a delta did not join on to what is known: pull.
 	Gap bool
+	// Stale says that there are records for DropStale.
+	Stale bool
 	// Raised says that records came back to us that this run of ours did not
 	// write, from a run that the caller has forgotten. Our incarnation was
 	// raised above theirs: persist Incarnation and broadcast Announce.
@@ -138,6 +143,10 @@ type owner struct {
 	floor       uint64 // tombstones up to here may have been pruned
 	records     map[name]record
 	size        int // of the records, see MaxOwnerSize
+
+	// stale are records of runs before that this one has not written yet.
+	stale   map[name]record
+	restart time.Time // when it was first heard of
 }
 
 type name struct{ kind, key string }
@@ -346,6 +355,24 @@ func (t *Table) Missing(digest []byte) ([]byte, error) {
 	return encodeDelta(blocks), nil
 }
 
+// DropStale drops the stale records of the owners whose restart was heard of at
+// least an age ago, and returns what changes by that; more tells whether others
+// have some left.
+func (t *Table) DropStale(now time.Time, age time.Duration) (changes []Change, more bool) {
+	for _, p := range t.order() {
+		o := t.owners[p]
+		switch {
+		case len(o.stale) == 0:
+		case now.Sub(o.restart) < age:
+			more = true
+		default:
+			changes = append(changes, compare(p, o.stale, nil)...)
+			o.stale = nil
+		}
+	}
+	return changes, more
+}
+
 // Prune drops tombstones of at least the given age.
 func (t *Table) Prune(now time.Time, age time.Duration) {
 	for _, o := range t.owners {
@@ -366,6 +393,9 @@ func (t *Table) Get(owner id.PeerID, kind, key string) (Record, bool) {
 		return Record{}, false
 	}
 	r, known := o.records[name{kind, key}]
+	if !known {
+		r, known = o.stale[name{kind, key}]
+	}
 	if !known || r.deleted() {
 		return Record{}, false
 	}
@@ -376,9 +406,11 @@ func (t *Table) Get(owner id.PeerID, kind, key string) (Record, bool) {
 // must not change the Table.
 func (t *Table) ForEach(kind string, fn func(Record)) {
 	for p, o := range t.owners {
-		for n, r := range o.records {
-			if n.kind == kind && !r.deleted() {
-				fn(Record{Owner: p, Kind: kind, Key: n.key, Version: r.version, Value: r.value})
+		for _, records := range []map[name]record{o.records, o.stale} {
+			for n, r := range records {
+				if n.kind == kind && !r.deleted() {
+					fn(Record{Owner: p, Kind: kind, Key: n.key, Version: r.version, Value: r.value})
+				}
 			}
 		}
 	}
