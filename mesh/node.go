@@ -87,6 +87,7 @@ type tuning struct {
 	gossip        gossip.Timing   // DefaultTiming if zero
 	seedInterval  time.Duration
 	namesInterval time.Duration
+	staleAge      time.Duration
 	lookup        lookup // systemLookup if nil
 }
 
@@ -96,6 +97,9 @@ func (t *tuning) complete() {
 	}
 	if t.namesInterval == 0 {
 		t.namesInterval = namesInterval
+	}
+	if t.staleAge == 0 {
+		t.staleAge = staleAge
 	}
 	if t.lookup == nil {
 		t.lookup = systemLookup
@@ -121,7 +125,6 @@ type Node struct {
 	known     *known
 	routes    *routes
 	raised    chan struct{} // buffered: announceAgain is due
-	stale     chan struct{} // buffered: dropStale will be due
 	rechecked chan struct{} // buffered: checkSegments is due
 
 	life context.Context // that of Run, set before anything runs; for what peers ask
@@ -170,7 +173,6 @@ func New(cfg Config) (*Node, error) {
 		routes:    newRoutes(),
 		segments:  map[string]*segment{},
 		raised:    make(chan struct{}, 1),
-		stale:     make(chan struct{}, 1),
 		rechecked: make(chan struct{}, 1),
 	}
 	incarnation, err := nextIncarnation(cfg.Store, time.Now())
@@ -310,25 +312,17 @@ func (n *Node) tend(ctx context.Context) error {
 	defer greet.Stop()
 	prune := time.NewTicker(pruneEvery)
 	defer prune.Stop()
-	var drop <-chan time.Time // while something is stale
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-n.raised:
 			n.announceAgain()
-		case <-n.stale:
-			if drop == nil {
-				drop = time.After(staleAge)
-			}
-		case <-drop:
-			if drop = nil; n.dropStale() {
-				drop = time.After(staleAge)
-			}
 		case <-n.rechecked:
 			n.checkSegments()
 		case <-greet.C:
 			n.greet()
+			n.dropStale()
 			if err := n.known.save(); err != nil {
 				n.log.WithError(err).Error("peers are not on disk: a restart would forget them")
 			}

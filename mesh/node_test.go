@@ -99,7 +99,9 @@ func TestWrongPassword(t *testing.T) {
 // what is on its disk, and that its new records replace the old.
 func TestRestart(t *testing.T) {
 	t.Parallel()
-	a := start(t, configure(t, "127.0.4.1"))
+	cfg := configure(t, "127.0.4.1")
+	cfg.tune.staleAge = time.Second
+	a := start(t, cfg)
 	b := start(t, configure(t, "127.0.4.2", a.addr))
 	awaitMembers(t, a, b)
 	await(t, "a to be known", func() bool { return len(b.Known()) == 1 })

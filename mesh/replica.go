@@ -16,8 +16,9 @@ import (
 const tombstoneAge = 10 * time.Minute
 
 // staleAge is how long a peer that starts anew has to tell all that it has, by
-// announcements or, where one was lost, by a pull.
-const staleAge = 5 * time.Second
+// announcements or, where one was lost, by a pull. If it ends meanwhile, most have
+// noticed by then.
+const staleAge = 10 * time.Second
 
 // set publishes a record of our own, whose value makes sense. The caller holds
 // publish, not mu.
@@ -102,12 +103,6 @@ func (r recordsReplica) Merge(_ id.PeerID, delta []byte) error {
 	if result.Raised {
 		n.raise()
 	}
-	if result.Stale {
-		select {
-		case n.stale <- struct{}{}:
-		default: // it will see all
-		}
-	}
 	if err == nil && result.Gap {
 		return ErrGap
 	}
@@ -133,15 +128,16 @@ func (n *Node) applyAll(changes []state.Change) (done func()) {
 	}
 }
 
-// dropStale forgets what peers that started anew did not tell again, and reports
-// whether some still have time to.
-func (n *Node) dropStale() (more bool) {
+// dropStale forgets what members that started anew did not tell again.
+func (n *Node) dropStale() {
+	alive := n.Alive()
 	n.mu.Lock()
-	changes, more := n.records.DropStale(time.Now(), staleAge)
-	done := n.applyAll(changes)
+	done := n.applyAll(n.records.DropStale(time.Now(), n.cfg.tune.staleAge, func(p id.PeerID) bool {
+		_, is := slices.BinarySearchFunc(alive, p, id.PeerID.Compare)
+		return is
+	}))
 	n.mu.Unlock()
 	done()
-	return more
 }
 
 // raise has announceAgain run, by tend: Merge must not wait for a Broadcast.

@@ -107,7 +107,7 @@ func (d *doubts) take(now time.Time, n int) []doubt {
 
 // settle pulls because of doubts. A few pulls mostly settle all, so others wait
 // for them, for as long as a pull should take. All wait for what a join fetches,
-// which is everything.
+// which is everything, twice as long.
 func (g *Gossip) settle(ctx context.Context) {
 	for {
 		select {
@@ -116,7 +116,7 @@ func (g *Gossip) settle(ctx context.Context) {
 		case <-g.doubts.news:
 		}
 		for due, ok := g.doubts.next(); ok && pause(ctx, time.Until(due)); due, ok = g.doubts.next() {
-			waitFor(ctx, g.pulls.awaited(), g.cfg.Timing.IO)
+			waitFor(ctx, g.pulls.awaited(), 2*g.cfg.Timing.Retry)
 			waitFor(ctx, g.pullDoubted(time.Now()), g.cfg.Timing.Retry)
 		}
 	}

@@ -182,7 +182,7 @@ func TestNewcomerFetchesFirst(t *testing.T) {
 func TestNewcomerFetchesOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newNetwork(t)
-		quiet := func(c *Config) { c.Timing = never() }
+		quiet := func(c *Config) { c.Timing = never(); c.Timing.Retry = time.Second }
 		answer := make(chan struct{})
 		a := n.start(1, 1, quiet, func(c *Config) {
 			c.Replicas = map[string]Replica{"records": slow{c.Replicas["records"].(*table), answer}}

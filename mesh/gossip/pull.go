@@ -92,7 +92,7 @@ func (p *pulls) await(ctx context.Context, from id.PeerID) error {
 	}
 }
 
-// awaited returns the pulls that are not over and that somebody waits for.
+// awaited returns the pulls that are not over and that somebody waits for, or did.
 func (p *pulls) awaited() []*round {
 	p.mu.Lock()
 	defer p.mu.Unlock()

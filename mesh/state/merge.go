@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -92,71 +91,65 @@ func (t *Table) replace(b *block, now time.Time, res *Result) error {
 	if old == nil {
 		old = &owner{}
 	}
-	before := old.all()
-	if b.incarnation > old.incarnation {
-		o.stale, o.restart = without(before, o.records), now
-	} else {
-		o.stale, o.restart = without(old.stale, o.records), old.restart
-	}
-	if len(o.stale) > MaxRecords { // of many short runs
-		o.stale = nil
-	}
+	res.add(b.owner, o.succeed(old, now))
 	t.owners[b.owner] = o
 	t.digest = nil
-	res.Changes = append(res.Changes, compare(b.owner, before, o.all())...)
-	res.Stale = res.Stale || len(o.stale) > 0
 	return nil
 }
 
-// all returns all records, stale ones too. It is not to be changed.
-func (o *owner) all() map[name]record {
-	if len(o.stale) == 0 {
-		return o.records
+// succeed takes over from what was known of the same owner before, which must not
+// be used any more, and returns what changes. It does not look at what stays
+// stale: who starts anew again and again must not keep us busy.
+func (o *owner) succeed(old *owner, now time.Time) (all []difference) {
+	o.stale, o.restart = old.stale, old.restart
+	restarted := o.incarnation > old.incarnation
+	if restarted {
+		o.restart = now
 	}
-	all := maps.Clone(o.records)
-	maps.Copy(all, o.stale)
+	for n, r := range old.records {
+		switch next, kept := o.records[n]; {
+		case r.deleted():
+		case kept && next.deleted(), !kept && !restarted:
+			all = append(all, gone(n, r))
+		case !kept:
+			o.stale.put(n, r)
+		}
+	}
+	for n, r := range o.records {
+		before, known := old.records[n]
+		if !known {
+			before = o.stale.take(n)
+		}
+		switch {
+		case !r.deleted() && (before.deleted() || !bytes.Equal(before.value, r.value)):
+			all = append(all, difference{n, r.version, before.value, r.value})
+		case r.deleted() && !known && !before.deleted():
+			all = append(all, gone(n, before))
+		}
+	}
+	if o.stale.size > MaxOwnerSize || len(o.stale.records) > MaxRecords { // of many short runs
+		all = append(all, o.stale.drop()...)
+	}
 	return all
 }
 
-// without returns the records of a set that exist and that another set does not
-// know, nil if there are none.
-func without(set, other map[name]record) (rest map[name]record) {
-	for n, r := range set {
-		if _, known := other[n]; known || r.deleted() {
-			continue
-		}
-		if rest == nil {
-			rest = map[name]record{}
-		}
-		rest[n] = r
-	}
-	return rest
+// difference is what became of one record of an owner.
+type difference struct {
+	name
+	version  uint64 // of what has come, or has gone
+	old, now []byte // nil where there is none
 }
 
-// compare returns the differences between two sets of one owner: first what has
-// gone, by its old version, then what has come, by its new one.
-func compare(p id.PeerID, before, after map[name]record) (changes []Change) {
-	var gone, come []change
-	for n, r := range before {
-		if now, kept := after[n]; !r.deleted() && (!kept || now.deleted()) {
-			gone = append(gone, change{n, r})
-		}
+func gone(n name, r record) difference { return difference{n, r.version, r.value, nil} }
+
+// add adds the differences of one owner: first what has gone, then what has come.
+func (res *Result) add(p id.PeerID, all []difference) {
+	slices.SortFunc(all, func(x, y difference) int {
+		return cmp.Or(compareBool(x.now != nil, y.now != nil), cmp.Compare(x.version, y.version))
+	})
+	for _, d := range all {
+		res.Changes = append(res.Changes, Change{p, d.kind, d.key, d.old, d.now})
 	}
-	for n, r := range after {
-		if old := before[n]; !r.deleted() && (old.deleted() || !bytes.Equal(old.value, r.value)) {
-			come = append(come, change{n, r})
-		}
-	}
-	byVersion := func(x, y change) int { return cmp.Compare(x.version, y.version) }
-	slices.SortFunc(gone, byVersion)
-	slices.SortFunc(come, byVersion)
-	for _, c := range gone {
-		changes = append(changes, Change{p, c.kind, c.key, c.value, nil})
-	}
-	for _, c := range come {
-		changes = append(changes, Change{p, c.kind, c.key, before[c.name].value, c.value})
-	}
-	return changes
 }
 
 // extend adds the changes above the known version.
@@ -171,8 +164,7 @@ func (o *owner) extend(b *block, known uint64, now time.Time, res *Result) error
 	for _, c := range changes {
 		old, known := o.records[c.name]
 		if !known {
-			old = o.stale[c.name]
-			delete(o.stale, c.name)
+			old = o.stale.take(c.name)
 		}
 		r := c.stored(now)
 		o.put(c.name, r)

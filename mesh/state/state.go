@@ -10,6 +10,7 @@
 // It is told piece by piece, so what it has not repeated yet is stale, and counts
 // until DropStale, as routes do in a graceful restart of BGP (RFC 4724): that a
 // host's agent starts anew is no reason to forget its containers for a moment.
+// Stale records are in no delta and no digest.
 //
 // What moves between tables is a delta: of some owners, all latest changes
 // with versions in (base, version]. A delta whose base is above what a copy
@@ -98,6 +99,7 @@ type Record struct {
 	Kind, Key string
 	Version   uint64
 	Value     []byte
+	Stale     bool // of a run before the owner's current one
 }
 
 // Change is what became of one record by a Merge. Old and New are the values,
@@ -115,8 +117,6 @@ type Result struct {
 	Changes []Change
 	// Gap says that a delta did not join on to what is known: pull.
 	Gap bool
-	// Stale says that there are records for DropStale.
-	Stale bool
 	// Raised says that records came back to us that this run of ours did not
 	// write, from a run that the caller has forgotten. Our incarnation was
 	// raised above theirs: persist Incarnation and broadcast Announce.
@@ -144,9 +144,8 @@ type owner struct {
 	records     map[name]record
 	size        int // of the records, see MaxOwnerSize
 
-	// stale are records of runs before that this one has not written yet.
-	stale   map[name]record
-	restart time.Time // when it was first heard of
+	stale   stale
+	restart time.Time // when the current run was first heard of
 }
 
 type name struct{ kind, key string }
@@ -355,24 +354,6 @@ func (t *Table) Missing(digest []byte) ([]byte, error) {
 	return encodeDelta(blocks), nil
 }
 
-// DropStale drops the stale records of the owners whose restart was heard of at
-// least an age ago, and returns what changes by that; more tells whether others
-// have some left.
-func (t *Table) DropStale(now time.Time, age time.Duration) (changes []Change, more bool) {
-	for _, p := range t.order() {
-		o := t.owners[p]
-		switch {
-		case len(o.stale) == 0:
-		case now.Sub(o.restart) < age:
-			more = true
-		default:
-			changes = append(changes, compare(p, o.stale, nil)...)
-			o.stale = nil
-		}
-	}
-	return changes, more
-}
-
 // Prune drops tombstones of at least the given age.
 func (t *Table) Prune(now time.Time, age time.Duration) {
 	for _, o := range t.owners {
@@ -392,38 +373,53 @@ func (t *Table) Get(owner id.PeerID, kind, key string) (Record, bool) {
 	if !known {
 		return Record{}, false
 	}
-	r, known := o.records[name{kind, key}]
-	if !known {
-		r, known = o.stale[name{kind, key}]
+	r, current := o.records[name{kind, key}]
+	if !current {
+		r = o.stale.records[name{kind, key}]
 	}
-	if !known || r.deleted() {
+	if r.deleted() {
 		return Record{}, false
 	}
-	return Record{Owner: owner, Kind: kind, Key: key, Version: r.version, Value: r.value}, true
+	return Record{Owner: owner, Kind: kind, Key: key, Version: r.version, Value: r.value, Stale: !current}, true
 }
 
 // ForEach calls fn for each record of a kind, of all owners, in no order. fn
 // must not change the Table.
 func (t *Table) ForEach(kind string, fn func(Record)) {
 	for p, o := range t.owners {
-		for _, records := range []map[name]record{o.records, o.stale} {
-			for n, r := range records {
-				if n.kind == kind && !r.deleted() {
-					fn(Record{Owner: p, Kind: kind, Key: n.key, Version: r.version, Value: r.value})
-				}
+		for n, r := range o.records {
+			if n.kind == kind && !r.deleted() {
+				fn(Record{Owner: p, Kind: kind, Key: n.key, Version: r.version, Value: r.value})
+			}
+		}
+		for n, r := range o.stale.records {
+			if n.kind == kind {
+				fn(Record{Owner: p, Kind: kind, Key: n.key, Version: r.version, Value: r.value, Stale: true})
 			}
 		}
 	}
 }
 
-// All returns the records of a kind, in the order of owners and keys.
+// All returns the records of a kind, in the order of owners and keys, those that
+// are stale after the others of their owner.
 func (t *Table) All(kind string) []Record {
 	var out []Record
 	t.ForEach(kind, func(r Record) { out = append(out, r) })
 	slices.SortFunc(out, func(x, y Record) int {
-		return cmp.Or(x.Owner.Compare(y.Owner), cmp.Compare(x.Key, y.Key))
+		return cmp.Or(x.Owner.Compare(y.Owner), compareBool(x.Stale, y.Stale), cmp.Compare(x.Key, y.Key))
 	})
 	return out
+}
+
+// compareBool has false before true.
+func compareBool(x, y bool) int {
+	switch {
+	case x == y:
+		return 0
+	case y:
+		return -1
+	}
+	return 1
 }
 
 // copyValue copies a value; the copy is not nil, which would mean a tombstone.

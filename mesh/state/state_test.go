@@ -65,7 +65,6 @@ func pull(t testing.TB, to, from *Table) Result {
 		}
 		all.Changes = append(all.Changes, res.Changes...)
 		all.Raised = all.Raised || res.Raised
-		all.Stale = all.Stale || res.Stale
 		if bytes.Equal(digest, to.Digest()) {
 			return all
 		}
@@ -190,67 +189,9 @@ func TestNewIncarnationReplacesAll(t *testing.T) {
 	want(t, "changes", showChanges(pull(t, b, again).Changes), "a1/new:1>2")
 	want(t, "late delta", showChanges(merge(t, b, first).Changes), "")
 	want(t, "late delta of the old run", showChanges(merge(t, b, a.Announce()).Changes), "")
-	want(t, "with what is stale", show(b), "a1/new=2 a1/old=o a1/same=s")
+	want(t, "with what is stale", show(b), "a1/new=2 a1/same=s a1/old=o")
 	want(t, "dropped", showDropped(b, noon.Add(time.Second)), "a1/old:o>-")
 	want(t, "records", show(b), "a1/new=2 a1/same=s")
-}
-
-// What a run before had counts until the new one has repeated, changed or
-// deleted it, or for a while; however many runs that takes.
-func TestStale(t *testing.T) {
-	a, b := New(alice, 1), New(bob, 1)
-	for _, key := range []string{"same", "other", "deleted", "gone", "later"} {
-		set(t, a, key, "1")
-	}
-	pull(t, b, a)
-	a = New(alice, 2)
-	set(t, a, "same", "1")
-	if res := pull(t, b, a); res.Changes != nil || !res.Stale {
-		t.Errorf("changes %s, stale %v", showChanges(res.Changes), res.Stale)
-	}
-	a = New(alice, 3) // it ended before it had told more
-	want(t, "other", showChanges(merge(t, b, set(t, a, "other", "2")).Changes), "a1/other:1>2")
-	want(t, "same", showChanges(merge(t, b, set(t, a, "same", "1")).Changes), "")
-	set(t, a, "deleted", "1")
-	a.Delete("k", "deleted", noon)
-	res := pull(t, b, a)
-	want(t, "deleted", showChanges(res.Changes), "a1/deleted:1>-")
-	if _, ok := b.Get(alice, "k", "later"); !ok || len(b.All("k")) != 4 {
-		t.Errorf("all records: %v", b.All("k"))
-	}
-	c := New(carol, 1)
-	pull(t, c, b)
-	want(t, "what is passed on", show(c), "a1/other=2 a1/same=1")
-	want(t, "later", showChanges(merge(t, b, set(t, a, "later", "1")).Changes), "")
-	if changes, more := b.DropStale(noon.Add(time.Second), time.Minute); changes != nil || !more {
-		t.Errorf("dropped too early: %s, more %v", showChanges(changes), more)
-	}
-	want(t, "dropped", showDropped(b, noon.Add(time.Minute)), "a1/gone:1>-")
-	if changes, more := b.DropStale(noon.Add(time.Hour), 0); changes != nil || more {
-		t.Errorf("dropped again: %s, more %v", showChanges(changes), more)
-	}
-}
-
-// Many short runs, each with other records, do not fill the memory.
-func TestStaleIsBounded(t *testing.T) {
-	b := New(bob, 1)
-	for run := range uint64(3) {
-		a := New(alice, run+1)
-		for i := range MaxRecords/2 + 1 {
-			if _, err := a.Set("k", fmt.Sprintf("%d/%d", run, i), nil); err != nil {
-				t.Fatal(err)
-			}
-		}
-		pull(t, b, a)
-		if n := len(b.owners[alice].stale); n > MaxRecords {
-			t.Errorf("%d stale records", n)
-		}
-	}
-}
-
-func showDropped(x *Table, now time.Time) string {
-	changes, _ := x.DropStale(now, time.Second)
-	return showChanges(changes)
 }
 
 // A peer without records is no difference, unless it had some in its run before.

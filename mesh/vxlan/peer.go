@@ -75,7 +75,7 @@ func (s *Switch) look(x *peer, now time.Time) {
 	x.addr, x.path = addr, nil
 	if addr.IsValid() {
 		x.path = beat.New(rand.Uint64(), s.inherit(addr), now)
-		x.heard, x.heardAt = beat.Report{}, now // that nothing was heard yet says nothing
+		x.heard, x.told, x.heardAt = beat.Report{}, beat.Report{}, now // that nothing was heard yet says nothing
 	}
 	s.markPeer(x)
 }

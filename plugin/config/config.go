@@ -44,6 +44,7 @@ const (
 // Defaults of the settings that have a fixed one.
 const (
 	DefaultPort     = 6783
+	LANPort         = 6785 // UDP, where hosts on one LAN find each other; fixed
 	DefaultLogLevel = logrus.InfoLevel
 
 	DefaultDNSDomain = "weave.local"
@@ -99,9 +100,9 @@ type Config struct {
 func (c Config) StateFile() string { return filepath.Join(c.State, "weave.db") }
 
 // VXLANPort is the UDP port of the fast path: the one after Port, or before it
-// if that is the last there is.
+// if that is the last there is, or LANPort.
 func (c Config) VXLANPort() uint16 {
-	if c.Port == math.MaxUint16 {
+	if c.Port == math.MaxUint16 || c.Port+1 == LANPort {
 		return c.Port - 1
 	}
 	return c.Port + 1

@@ -84,7 +84,7 @@ func TestPaths(t *testing.T) {
 }
 
 func TestVXLANPort(t *testing.T) {
-	for port, want := range map[uint16]uint16{6783: 6784, 1: 2, 65534: 65535, 65535: 65534} {
+	for port, want := range map[uint16]uint16{6783: 6784, 1: 2, 6784: 6783, 6786: 6787, 65534: 65535, 65535: 65534} {
 		if got := (Config{Port: port}).VXLANPort(); got != want {
 			t.Errorf("port %d: VXLAN on %d, want %d", port, got, want)
 		}
@@ -135,7 +135,7 @@ func TestBadProxy(t *testing.T) {
 func TestBadValues(t *testing.T) {
 	defaults, _ := FromEnv(env())
 	for _, c := range []struct{ setting, value string }{
-		{Port, "0"}, {Port, "65536"}, {Port, "-1"}, {Port, "+6783"}, {Port, "http"}, {Port, "6783 6784"}, {TCPPort, "0"}, {TCPPort, "https"},
+		{Port, "0"}, {Port, "6785"}, {Port, "65536"}, {Port, "-1"}, {Port, "+6783"}, {Port, "http"}, {Port, "6783 6784"}, {TCPPort, "0"}, {TCPPort, "https"},
 		{Discover, "yes"}, {Networks, "some"}, {Discover, "lan,off"}, {Discover, "\x1b[31m"},
 		{Address, "0.0.0.0"}, {Address, "::"}, {Address, "host"}, {Address, "192.0.2.1/24"}, {Address, "224.0.0.1"}, {Address, "fe80::1%eth0"}, {Address, "fe80::1"},
 		{Nickname, "two words"}, {Nickname, "ünnamed"}, {Nickname, "a\x1b[31mb"}, {Nickname, strings.Repeat("n", 64)},

@@ -69,6 +69,9 @@ func (r *reader) port() uint16 {
 		return DefaultPort
 	}
 	n, err := parsePort(v)
+	if n == LANPort {
+		err = errors.New("hosts on one LAN find each other by that port")
+	}
 	if err != nil {
 		r.bad(Port, v, err.Error(), fmt.Sprintf("set a free port, the same for UDP and TCP, or leave it out for %d", DefaultPort))
 		return DefaultPort

@@ -210,8 +210,8 @@ func (d *daemon) run(ctx context.Context, p *parts) error {
 	if err := p.kernel.DeleteRetired(); err != nil {
 		d.log.WithError(err).Warn("links of containers that are gone stay")
 	}
-	// A new run replaces all that the one before announced: what is still here
-	// is announced again before the first peer hears of this run.
+	// A new run replaces all that the one before announced, some seconds later: what
+	// is still here is announced again before the first peer hears of this run.
 	const restore = "restore networks"
 	restored := p.driver.Restore(ctx)
 	d.note(restore, restored)

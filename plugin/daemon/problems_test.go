@@ -15,6 +15,7 @@ import (
 	"weave/ipam"
 	"weave/mesh"
 	"weave/mesh/id"
+	"weave/mesh/lan"
 	"weave/mesh/transport"
 	"weave/plugin/config"
 	"weave/plugin/control"
@@ -327,8 +328,12 @@ func TestStatusPorts(t *testing.T) {
 	}
 }
 
-// TestDiscovery: each value of the setting means something else to the mesh.
+// TestDiscovery: each value of the setting means something else to the mesh, and no
+// setting takes its port.
 func TestDiscovery(t *testing.T) {
+	if config.LANPort != lan.Port {
+		t.Errorf("settings leave port %d alone, the LAN's is %d", config.LANPort, lan.Port)
+	}
 	for setting, want := range map[config.Discovery]mesh.Discovery{
 		config.DiscoverOn: mesh.DiscoverPeers, config.DiscoverLAN: mesh.DiscoverLAN, config.DiscoverOff: mesh.DiscoverNone,
 	} {
