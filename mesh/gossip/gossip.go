@@ -361,11 +361,26 @@ func (g *Gossip) PeerReachable(peer id.PeerID) {
 	}
 }
 
-// notice is how long news of a member may take among so many: gossip needs rounds
-// by the logarithm of their number. It is random, so that not all rejoin at once.
-func notice(least time.Duration, members int) time.Duration {
-	d := time.Duration(float64(least) * max(1, math.Log2(float64(members))/5))
+// notice is how long to wait for news of a member that we hear from: gossip needs
+// rounds by the logarithm of the members' number. Who is new itself does not wait
+// so long: where all start at once, to meet is what spreads news. It is random, so
+// that not all rejoin at once.
+func (g *Gossip) notice() time.Duration {
+	d := g.cfg.Timing.Notice
+	if !g.young() {
+		d = time.Duration(float64(d) * max(1, math.Log2(float64(g.members.count()))/5))
+	}
 	return d + rand.N(d+1)
+}
+
+// young tells whether we began not long ago, or not yet.
+func (g *Gossip) young() bool {
+	select {
+	case <-g.ready:
+		return time.Since(g.began) < g.cfg.Timing.Newcomer
+	default:
+		return true
+	}
 }
 
 // rejoin joins a peer that we hear from, unless it joins somebody else: of a new
@@ -377,7 +392,7 @@ func (g *Gossip) rejoin(ctx context.Context, peer id.PeerID) {
 		defer g.joinMu.Unlock()
 		delete(g.joining, peer)
 	}()
-	if !pause(ctx, notice(g.cfg.Timing.Notice, g.members.count())) || g.members.isAlive(peer) {
+	if !pause(ctx, g.notice()) || g.members.isAlive(peer) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, joinTime)

@@ -300,14 +300,29 @@ func TestLogger(t *testing.T) {
 	}
 }
 
-// News of a member take longer among many, and none are waited for in vain among
-// few.
+// News of a member take longer among many. None are waited for in vain among few,
+// nor by who is new.
 func TestNotice(t *testing.T) {
-	for members, least := range map[int]time.Duration{2: 100, 32: 100, 1024: 200, 10_000: 265} {
+	g, err := New(Config{Timing: Timing{Notice: 100, Newcomer: time.Minute}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	among := func(least time.Duration, members int) {
+		t.Helper()
+		g.members.living = members - 1
 		for range 100 {
-			if d := notice(100, members); d < least || d > 2*least+2 {
+			if d := g.notice(); d < least || d > 2*least+2 {
 				t.Fatalf("among %d members: %d, want %d to twice that", members, d, least)
 			}
 		}
 	}
+	among(100, 1024)
+	g.began = time.Now()
+	close(g.ready)
+	among(100, 1024)
+	g.began = g.began.Add(-time.Minute)
+	among(100, 2)
+	among(100, 32)
+	among(200, 1024)
+	among(265, 10_000)
 }

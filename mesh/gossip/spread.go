@@ -112,14 +112,14 @@ func (g *Gossip) tend(ctx context.Context) {
 			if greet == nil {
 				greet = time.After(g.cfg.Timing.Greet)
 			}
-		case now := <-greet:
+		case <-greet:
 			greet = time.After(g.cfg.Timing.Greet)
 			if len(g.pulls.awaited()) > 0 {
 				continue // what we have does not say much yet
 			}
 			if to = g.members.takeFresh(greetings); len(to) == 0 {
 				greet = nil
-			} else if now.Sub(g.began) < g.cfg.Timing.Newcomer {
+			} else if g.young() {
 				g.introduce(to)
 			}
 		case <-compare.C:

@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
 
 	"golang.org/x/net/dns/dnsmessage"
+	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 )
 
@@ -88,7 +90,7 @@ func TestTableRefuses(t *testing.T) {
 // What a name with very many addresses costs, and an address with very many names, is
 // in proportion: one host can make as many as it likes, and all wait for it.
 func TestVeryMany(t *testing.T) {
-	const count, limit = 20_000, 2 * time.Second // it is some 50 ms
+	const count, limit = 20_000, 10 * time.Second // it is some 50 ms, or a second under the race detector
 	var table Table
 	var all []Record
 	for i := range count {
@@ -98,7 +100,9 @@ func TestVeryMany(t *testing.T) {
 	s, scopes := server(&table), []Scope{{Segment: "s"}, {Segment: "t"}}
 	one, _, _ := parse(query(t, "one.", dnsmessage.TypeA, 0))
 	many, _, _ := parse(query(t, "1.0.1.10.in-addr.arpa.", dnsmessage.TypePTR, 0))
-	began := time.Now()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	began := threadTime(t)
 	table.Set("h", all)
 	if a, _ := s.find(one, scopes); len(a.addresses) != count {
 		t.Errorf("%d addresses", len(a.addresses))
@@ -107,7 +111,16 @@ func TestVeryMany(t *testing.T) {
 		t.Errorf("%d names", len(a.names))
 	}
 	table.Set("h", nil)
-	if took := time.Since(began); took > limit {
+	if took := threadTime(t) - began; took > limit {
 		t.Errorf("took %s, want %s", took, limit)
 	}
+}
+
+// threadTime is the CPU time of this thread: others may keep it from the CPU.
+func threadTime(t *testing.T) time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
