@@ -12,7 +12,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 # make twenty times slower. The benchmark is a module of its own. Nothing is
 # vetted twice: `make check` does that.
 LAB_PACKAGES := ./test/arch ./test/sim ./test/scale ./test/dockerlab ./test/e2e
-LAB_TIMEOUT  := 20m
+LAB_TIMEOUT  := 60m
 ALONE        := ^(TestLeaseLatency|TestJoiningStaysFlat|TestCrashAtEachWrite.*|TestFastPath.*|TestPasswordNoVXLAN|TestLab.*|Test.*Allocates?Nothing)$$
 
 # sudo has a PATH of its own, which seldom has Go; users' often lacks sbin.

@@ -28,7 +28,8 @@ import (
 const workers = 6
 
 const (
-	soon      = 10 * time.Second // a mesh that is whole again
+	whole     = 10 * time.Second // a mesh that could heal
+	soon      = 30 * time.Second // what takes less than 5 s where no other tests run
 	noticed   = 60 * time.Second // what happened unseen, by comparing with the engine
 	afterBoot = 60 * time.Second // a host that has just booted, on a busy machine
 )
