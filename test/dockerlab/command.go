@@ -21,8 +21,8 @@ import (
 
 const (
 	// commandLimit bounds every command: an engine that hangs fails its test.
-	commandLimit = 90 * time.Second
-	pingLimit    = time.Second
+	commandLimit = 4 * time.Minute
+	pingLimit    = 5 * time.Second
 )
 
 // PluginName is what `docker plugin create` is given; networks say `-d weave`.

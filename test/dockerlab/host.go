@@ -26,8 +26,8 @@ var (
 )
 
 const (
-	startLimit = 60 * time.Second // dockerd retries plugins for some 10 s
-	stopLimit  = 60 * time.Second
+	startLimit = 3 * time.Minute // dockerd retries plugins for some 10 s
+	stopLimit  = 3 * time.Minute
 )
 
 // Host is a machine with a Docker Engine. Commands may run concurrently; what

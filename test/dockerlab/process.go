@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	killLimit = 20 * time.Second
+	killLimit = time.Minute
 	pollEvery = 20 * time.Millisecond
 )
 

@@ -126,7 +126,7 @@ func (c container) finds(name, addresses string) {
 	c.t.Helper()
 	want := strings.Fields(addresses)
 	slices.Sort(want)
-	eventually(c.t, gone, func() error {
+	eventually(c.t, soon, func() error {
 		var found []string
 		for _, kind := range both {
 			code, all, err := c.asks(name, kind)
@@ -145,7 +145,7 @@ func (c container) finds(name, addresses string) {
 // findsAs waits until an address has a certain name.
 func (c container) findsAs(address, name string) {
 	c.t.Helper()
-	eventually(c.t, gone, func() error {
+	eventually(c.t, soon, func() error {
 		code, all, err := c.asks(reverse(address), dnsmessage.TypePTR)
 		if err != nil || code != dnsmessage.RCodeSuccess || !slices.Contains(all, name+".weave.local.") {
 			return errors.Join(err, fmt.Errorf("%s finds %v, %s for address %s, want %s", c.name, code, all, address, name))
@@ -173,7 +173,7 @@ func reverse(address string) string {
 // misses waits until a name is told not to exist.
 func (c container) misses(name string) {
 	c.t.Helper()
-	eventually(c.t, gone, func() error { return c.missing(name) })
+	eventually(c.t, soon, func() error { return c.missing(name) })
 }
 
 // missing is an error unless it is told, by whom Docker asks outside, that there is no
@@ -328,7 +328,7 @@ func (c container) asksOutside(o *outside) {
 		{name: "bytes-3000.example.org", kind: dnsmessage.TypeTXT, size: 4096}, {name: "bytes-3000.example.org", kind: dnsmessage.TypeTXT, size: 1232},
 	} {
 		for _, q.protocol = range []string{"udp", "tcp"} {
-			eventually(c.t, gone, func() error {
+			eventually(c.t, soon, func() error {
 				got, asked, err := ask(q)
 				past := q
 				past.docker = true

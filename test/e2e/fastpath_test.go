@@ -121,7 +121,7 @@ func once(from, to container, listen, group string) {
 	from.t.Helper()
 	heard := make(chan string, 1)
 	go func() {
-		out, _ := to.try("tool", "listen", "-i", to.iface().Name, "-timeout=3s", "-count=1000", listen) // ends by time
+		out, _ := to.try("tool", "listen", "-i", to.iface().Name, "-timeout=6s", "-count=1000", listen) // ends by time
 		heard <- out
 	}()
 	var sent []string
