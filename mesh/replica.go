@@ -130,12 +130,10 @@ func (n *Node) applyAll(changes []state.Change) (done func()) {
 
 // dropStale forgets what members that started anew did not tell again.
 func (n *Node) dropStale() {
-	alive := n.Alive()
+	members := n.Alive()
+	alive := func(p id.PeerID) bool { return slices.Contains(members, p) }
 	n.mu.Lock()
-	done := n.applyAll(n.records.DropStale(time.Now(), n.cfg.tune.staleAge, func(p id.PeerID) bool {
-		_, is := slices.BinarySearchFunc(alive, p, id.PeerID.Compare)
-		return is
-	}))
+	done := n.applyAll(n.records.DropStale(time.Now(), n.cfg.tune.staleAge, alive))
 	n.mu.Unlock()
 	done()
 }

@@ -102,7 +102,7 @@ type Timing struct {
 	Settle       time.Duration // that another's sum may differ before that is a reason to pull
 	Rejoin       time.Duration // between sums shown to the dead
 	Notice       time.Duration // for news of a member that we heard from already; up to twice as long, longer among more than 32
-	Newcomer     time.Duration // how long after our start new members are told what is our own
+	Newcomer     time.Duration // how long we are new: new members are told what is our own, and Notice is short
 	Retry        time.Duration // before a pull that failed is tried again
 	IO           time.Duration // deadline for dialling, and for each step of a stream
 }

@@ -173,7 +173,7 @@ func reverse(address string) string {
 // misses waits until a name is told not to exist.
 func (c container) misses(name string) {
 	c.t.Helper()
-	eventually(c.t, soon, func() error { return c.missing(name) })
+	eventually(c.t, gone, func() error { return c.missing(name) })
 }
 
 // missing is an error unless it is told, by whom Docker asks outside, that there is no
